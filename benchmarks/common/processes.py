@@ -11,6 +11,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from synpro_engine.backend.huge_pages import VARIABLE
+from synpro_engine.config import UserError
+
+
+def alone(ranks: int) -> None:
+    """UserError where several ranks were started of a program that measures one process, with files of its own."""
+    if ranks > 1:
+        raise UserError(f"measures one process, and {ranks} were started: call it without a launcher")
 
 
 def command(module: str, *arguments: str) -> list[str]:

@@ -47,11 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with launched(ParallelConfig()) as topology:
-            records = list(_records(given, topology, profile if given.profile else None))
+            records = list(_records(given, topology, profile if given.profile and topology.is_main else None))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(records))
+    if topology.is_main:
+        print(table(records))
     return 0
 
 
@@ -70,7 +71,7 @@ def _records(given: Namespace, topology: Topology, profile: Callable[[str, str],
                 sizes = {"prompt": given.prompt, "new": given.new, "profile": profile}
                 found = measure(model, rows=rows, top_p=top_p, graphs=graphs, **sizes)
                 record = {"bench": "generate", "model": name, **found, "environment": where}
-                if given.output:
+                if given.output and topology.is_main:
                     write_lines(given.output, [record])
                 yield record
                 gc.collect()

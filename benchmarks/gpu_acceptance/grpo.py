@@ -22,6 +22,7 @@ import torch
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.command import command_line
 from benchmarks.common.environment import environment
+from benchmarks.common.processes import alone
 from benchmarks.common.records import write_lines
 from benchmarks.generate.sampling import OLMO2_1B, generator
 from synpro_engine.config import UserError
@@ -111,18 +112,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             sampling=SamplingConfig(temperature=1.0, top_p=0.9, max_new_tokens=given.new),
         )  # fmt: skip
         with launched(ParallelConfig()) as topology, TemporaryDirectory(dir=given.folder) as folder:
+            alone(topology.world_size)
             found = measure(shape or OLMO2_1B, config, given.prompt, topology, Path(folder))
             record = {"bench": "grpo", "model": name, "prompt": given.prompt, "new": given.new, **found}
             record["environment"] = environment(topology.device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if topology.is_main:
-        if given.output:
-            write_lines(given.output, [record])
-        print({key: value for key, value in record.items() if key != "environment"})
-        if record["wrong"]:
-            print(f"error: {record['wrong']}", file=sys.stderr)
+    if given.output:
+        write_lines(given.output, [record])
+    print({key: value for key, value in record.items() if key != "environment"})
+    if record["wrong"]:
+        print(f"error: {record['wrong']}", file=sys.stderr)
     return int(bool(record["wrong"]))
 
 

@@ -19,6 +19,7 @@ import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.command import command_line, picked
 from benchmarks.common.documents import renew
 from benchmarks.common.environment import QUIET, environment
+from benchmarks.common.processes import alone
 from benchmarks.common.records import foreign_share, write_lines
 from benchmarks.influence_cost import group, http, in_run, scoring
 from benchmarks.influence_cost.records import CostRow, table
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: CostSettings, topology: Topology, folder: Path, parts: Sequence[str] = tuple(PARTS)) -> list[CostRow]:
     """All rows of the parts, in order; `folder` is for what the service's process reads."""
+    alone(topology.world_size)
     torch.set_num_threads(settings.threads)
     bench = set_up(settings, topology, folder, lambda text: say(topology, text))
     where, shown = environment(topology.device), settings.model_dump(mode="json")

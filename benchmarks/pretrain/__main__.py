@@ -26,12 +26,13 @@ from benchmarks.common.command import command_line, picked
 from benchmarks.common.environment import environment
 from benchmarks.common.processes import ends_with_us
 from benchmarks.common.records import read_lines, write_lines
-from benchmarks.pretrain.case import CPU_CASES, CUDA_CASES, Case, cases
+from benchmarks.pretrain.case import CPU_CASES, CUDA_CASES, Case, cases, combinations
 from benchmarks.pretrain.contenders import CONTENDERS, OURS
 from benchmarks.pretrain.measure import measure, memory
 from benchmarks.pretrain.show import draw, label, table
 from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist.layout import Layout
 
 Record = Mapping[str, object]
 
@@ -99,7 +100,9 @@ def _measured(given: Namespace) -> list[Record]:
     wanted = _cases(given)
     layouts = {_layout(case).model_dump_json() for case in wanted}
     if len(layouts) > 1:
-        raise UserError("--sweep: a job has one layout; `parallel` cannot be swept within it (--ranks starts several)")
+        raise UserError(
+            "--sweep: a job has one layout; `parallel` is not swept within it (--ranks starts one for each)"
+        )
     records: list[Record] = []
     with launched(_layout(wanted[0])) as topology:
         alone = topology.world_size == 1
@@ -161,8 +164,17 @@ def _over_ranks(given: Namespace) -> int:
     # As many threads to a process, however many there are: else one process alone would have them all.
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // counts[-1])))
     records: list[Record] = []
-    for count in counts:
-        records += _launched(given, count, threads)
+    for job in _jobs(given):
+        for count in counts:
+            try:
+                for case in _cases(job):
+                    Layout.of(_layout(case), count)
+            except UserError as error:  # of several counts and layouts some go together
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            records += _launched(job, count, threads)
+    if not records:
+        raise UserError("--ranks: no layout goes into any of these numbers; why is said above")
     if given.output:
         write_lines(given.output, records)
     print(table(records))
@@ -171,6 +183,17 @@ def _over_ranks(given: Namespace) -> int:
     if given.plot:
         draw(records, given.plot)
     return int(any(record["status"] != "ok" for record in records))
+
+
+def _jobs(given: Namespace) -> Iterator[Namespace]:
+    """The same measurement in jobs of one layout each: one for each recipe, and for what is swept of a layout."""
+    divided = [sweep for sweep in given.sweep if "parallel" in sweep.partition("=")[0].split(".")]
+    within = [sweep for sweep in given.sweep if sweep not in divided]
+    settings = [word for word in given.what if "=" in word]
+    for name in [word for word in given.what if "=" not in word] or [None]:
+        for layout in combinations(divided):
+            what = [*([name] if name else []), *settings, *layout]
+            yield Namespace(**{**vars(given), "what": what, "sweep": within})
 
 
 def _launched(given: Namespace, count: int, threads: str) -> list[Record]:

@@ -80,15 +80,20 @@ def cases(recipes: Sequence[tuple[str, Sequence[str]]], sweeps: Sequence[str], m
 
     sweeps: `KEY=V1,V2,...` each.
     """
+    for name, overrides in recipes:
+        # By AdamW, as the rivals do, where nothing else is asked for; told as any other change of the recipe.
+        other = load_recipe(name, overrides).pretrain.optimizer.name != "adamw"
+        changed = (ADAMW, *overrides) if other and not any(o.startswith(_OPTIMIZER) for o in overrides) else overrides
+        for combination in combinations(sweeps):
+            yield Case(name, (*changed, *combination), micro_batches)
+
+
+def combinations(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every combination of the sweeps' values as settings; of no sweeps one without any. UserError as `cases`."""
     axes: list[list[str]] = []
     for sweep in sweeps:
         key, equals, values = sweep.partition("=")
         if not (key and equals and all(values.split(","))):
             raise UserError(f"--sweep: {sweep!r} is not KEY=VALUE,VALUE,...")
         axes.append([f"{key}={value}" for value in values.split(",")])
-    for name, overrides in recipes:
-        # By AdamW, as the rivals do, where nothing else is asked for; told as any other change of the recipe.
-        other = load_recipe(name, overrides).pretrain.optimizer.name != "adamw"
-        changed = (ADAMW, *overrides) if other and not any(o.startswith(_OPTIMIZER) for o in overrides) else overrides
-        for combination in itertools.product(*axes):
-            yield Case(name, (*changed, *combination), micro_batches)
+    return list(itertools.product(*axes))

@@ -20,11 +20,12 @@ import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.command import command_line
 from benchmarks.common.environment import QUIET, ForeignLoad, environment, version
 from benchmarks.common.harness import cpu_clock, interleave, summarise
-from benchmarks.common.processes import run_fresh
+from benchmarks.common.processes import alone, run_fresh
 from benchmarks.common.records import Ask, asked_and_reached, write_lines
 from benchmarks.common.tables import aligned
 from benchmarks.rollout.contenders import NAMES, Shape, export, load, ours, prompts, rival, theirs
 from benchmarks.rollout.limit import shares
+from synpro_engine.config import UserError
 from synpro_engine.data.tokenizer import PublishedTokenizer
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.model.model import Model
@@ -152,13 +153,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--parts", default="speed,limit,memory", help="default: %(default)s")
     given = parser.parse_args(arguments)
     records: list[Record] = []
-    with launched(ParallelConfig()) as topology, tempfile.TemporaryDirectory() as name:
-        torch.set_num_threads(given.threads)  # after the launch, which has a number of its own
-        where = {**environment(torch.device("cpu")), "transformers": version("transformers")}
-        for record in measure(given, topology, Path(name)):
-            records.append({"bench": "rollout", **record, "environment": where})
-            if given.output:
-                write_lines(given.output, records[-1:])
+    try:
+        with launched(ParallelConfig()) as topology, tempfile.TemporaryDirectory() as name:
+            alone(topology.world_size)
+            torch.set_num_threads(given.threads)  # after the launch, which has a number of its own
+            where = {**environment(torch.device("cpu")), "transformers": version("transformers")}
+            for record in measure(given, topology, Path(name)):
+                records.append({"bench": "rollout", **record, "environment": where})
+                if given.output:
+                    write_lines(given.output, records[-1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(table(records))
     busiest = max((float(str(record.get("foreign_cpu_share", 0))) for record in records), default=0.0)
     if busiest > QUIET:

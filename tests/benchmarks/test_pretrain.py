@@ -2,6 +2,7 @@
 
 import json
 import re
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,12 +160,50 @@ def test_processes_of_one_machine_are_held_to_one_alone(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
+    ("ranks", "sweep", "jobs", "left_out"),
+    [
+        ("2", ["parallel.tp=1,2"], [("parallel.tp=1", 2), ("parallel.tp=2", 2)], 0),
+        ("1,2", ["parallel.pp=1,2"], [("parallel.pp=1", 1), ("parallel.pp=1", 2), ("parallel.pp=2", 2)], 1),
+    ],
+)
+def test_each_layout_of_a_sweep_over_ranks_is_a_job_of_its_own(
+    ranks: str, sweep: list[str], jobs: list[tuple[str, int]], left_out: int,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    started: list[tuple[str, int]] = []
+
+    def launch(given: Namespace, count: int, threads: str) -> list[program.Record]:
+        assert given.sweep == ["model.layers=1,2"] and given.what[:2] == ["smoke", "model.d_model=32"]
+        assert len({program._layout(case).model_dump_json() for case in program._cases(given)}) == 1, (
+            "which a job refuses"
+        )
+        started.append((given.what[-1], count))
+        about = {"contender": OURS, "case": "a", "overrides": given.what[1:], "ranks": count, "layout": "?"}
+        return [{**about, "status": "failed", "reason": "?", "foreign_cpu_share": 0.0, "peak": "?"}]
+
+    monkeypatch.setattr(program, "_launched", launch)
+    swept = [word for one in ("model.layers=1,2", *sweep) for word in ("--sweep", one)]
+    assert program.main(["smoke", "model.d_model=32", "--ranks", ranks, *swept]) == 1, "as records of what failed"
+    assert started == jobs
+    assert capsys.readouterr().err.count("left out: ") == left_out
+
+
+@pytest.mark.slow
+def test_a_sweep_of_layouts_over_ranks_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--sweep", "parallel.tp=1,2", "--rounds", "1", "--warmups", "0"]
+    assert program.main(["smoke", "--ranks", "2", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "on 2 processes (DP2)" in shown and "on 2 processes (TP2)" in shown
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["nowhere"], "nowhere"),
         (["smoke", "--sweep", "model.layers"], "--sweep: 'model.layers' is not KEY=VALUE"),
         (["smoke", "--sweep", "parallel.tp=1,2"], "a job has one layout"),
         (["smoke", "--ranks", "none"], "--ranks: 'none' has no number"),
+        (["smoke", "--ranks", "1", "parallel.tp=2"], "--ranks: no layout goes into any of these numbers"),
         (["smoke", "--against", "no-such-commit"], "no-such-commit is neither a file nor a commit"),
         (["smoke", "--against=--upload-pack=x"], "is neither a file nor a commit"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,34 @@ PROGRAMS = sorted(
 
 def test_the_programs_are_found():
     assert {"linear_logprob", "influence_truth", "influence_cost", "static", "plateau_table"} <= set(PROGRAMS)
+
+
+def _by_two(words: list[str]) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", f"benchmarks.{words[0]}"]
+    return subprocess.run(
+        [sys.executable, *launcher, *words[1:]], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT / "kernels")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_of_two_ranks_that_sample_one_tells_and_writes(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    tiny = ["--recipe", "smoke", "--rows", "8", "--top-p", "0.9", "--prompt", "16", "--new", "4"]
+    done = _by_two(["generate", *tiny, "--output", str(output)])
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("^model ", done.stdout, re.MULTILINE)) == len(output.read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [["gpu_acceptance.grpo", "--recipe", "smoke", "--folder"], ["rollout", "--output"], ["influence_cost", "--output"]],
+    ids=lambda words: words[0],
+)
+def test_what_measures_one_process_refuses_two(words: list[str], tmp_path: Path) -> None:
+    done = _by_two([*words, str(tmp_path / "there")])
+    assert done.returncode and "error: measures one process, and 2 were started" in done.stderr
+    assert not done.stdout and not list(tmp_path.rglob("*.jsonl"))
 
 
 # One process for all of them, because most of a program's start is importing what the others import, too.
