@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,9 +100,20 @@ def sampled_logprobs(
             **model.output_layer(),
         )  # fmt: skip
     return linear_logprob(
-        hidden_NH, target=target_N, bias=_bias(model, vocab_limit, biases), temperature=temperature, entropy=entropy,
-        **model.output_layer(),
-    )  # fmt: skip
+        hidden_NH, target=target_N, temperature=temperature, entropy=entropy, **_limited(model, vocab_limit, biases)
+    )
+
+
+def _limited(model: Model, vocab_limit: int | None, biases: Mapping[int, float] | None) -> dict[str, Any]:
+    """The output layer and its bias for `linear_logprob`, of ids below the limit: its first rows, where that says it.
+
+    A bias would halve the tiles of its kernels. Where a rank of a group keeps no row, or ids have a bias, it is one.
+    """
+    layer, vocab, ranks = model.output_layer(), model.config.vocab_size, model.topology.tp.size
+    least = vocab // ranks * (ranks - 1)  # so many ids and one more: else the last rank has none
+    if biases or vocab_limit is None or not least < vocab_limit < vocab:
+        return {**layer, "bias": _bias(model, vocab_limit, biases)}
+    return {**layer, "weight": layer["weight"][: vocab_limit - model.vocab_start]}
 
 
 def _bias(model: Model, vocab_limit: int | None, biases: Mapping[int, float] | None) -> Tensor | None:

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from synpro_engine.dist import Topology
+from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
+from synpro_engine.rl import policy
 from synpro_engine.rl.batches import micro_batches
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.nucleus import nucleus_logprob
@@ -136,6 +138,56 @@ def test_log_probabilities_within_a_nucleus_and_gradients_equal_masked_softmax()
     torch.testing.assert_close(scored.entropy, entropy.float(), rtol=0, atol=2e-6)
     for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+ROWS = [[3, 9, -100, 29, 1], [0, 5, 7, 11, 2]]
+
+
+def limited(tp: int) -> list[tuple[list[float], bool, int]]:
+    """Under each limit log-probabilities, entropy and gradients, and how the op was asked: a bias? how many rows?"""
+    found = []
+    with launched(ParallelConfig(tp=tp)) as topology:
+        for limit in (LIMIT, 30, VOCAB):
+            model = model_of(topology)
+            hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            asked = policy._limited(model, limit, None)
+            scored = sampled_logprobs(
+                model, hidden, torch.tensor(ROWS), None, temperature=1.3, vocab_limit=limit, entropy=True
+            )
+            assert scored.entropy is not None
+            (scored.logprob.sum() + 0.1 * scored.entropy.sum()).backward()
+            weight = model.output_weight()
+            assert hidden.grad is not None and weight.grad is not None
+            of_weight = torch.zeros(VOCAB)
+            of_weight[model.vocab_start :][: len(weight)] = weight.grad.sum(1)
+            torch.distributed.all_reduce(of_weight)
+            numbers = [scored.logprob, scored.entropy, hidden.grad.sum(-1).flatten(), of_weight]
+            found.append((torch.cat(numbers).tolist(), asked.get("bias") is not None, len(asked["weight"])))
+    return found
+
+
+def test_a_vocabulary_is_limited_by_leaving_rows_out_and_by_a_bias_where_a_rank_would_have_none() -> None:
+    alone, split = limited(1), run_ranks(limited, 2, tp=2)
+    assert [how for _, *how in alone] == [[False, LIMIT], [False, 30], [False, VOCAB]]
+    assert [how for _, *how in split[0]] == [[False, 40], [True, 40], [False, 40]]
+    assert [how for _, *how in split[1]] == [[False, LIMIT - 40], [True, 40], [False, 40]]
+    for at, limit in enumerate((LIMIT, 30, VOCAB)):
+        found = alone[at][0]
+        assert all(part[at][0] == pytest.approx(found, abs=1e-5) for part in split)
+        assert found[-VOCAB:][limit:] == [0.0] * (VOCAB - limit), "what is never drawn has no gradient"
+        with launched(ParallelConfig()) as topology, torch.no_grad():
+            hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+            logits = hidden @ model_of(topology).output_weight().T / 1.3
+        logprobs = logits[..., :limit].log_softmax(-1)
+        kept = [float(logprobs[b, s, one]) for b, row in enumerate(ROWS) for s, one in enumerate(row) if one >= 0]
+        assert found[: len(kept)] == pytest.approx(kept, abs=1e-5)
+
+
+def test_ids_with_a_bias_of_their_own_are_limited_by_it_too(topology: Topology) -> None:
+    model = model_of(topology)
+    asked = policy._limited(model, LIMIT, {3: 2.0})
+    assert len(asked["weight"]) == VOCAB and asked["bias"][3] == 2.0
+    assert asked["bias"].isinf().nonzero().flatten().tolist() == list(range(LIMIT, VOCAB))
 
 
 def test_a_target_outside_its_nucleus_is_refused() -> None:
