@@ -166,8 +166,12 @@ def limited(tp: int) -> list[tuple[list[float], bool, int]]:
     return found
 
 
-def test_a_vocabulary_is_limited_by_leaving_rows_out_and_by_a_bias_where_a_rank_would_have_none() -> None:
-    alone, split = limited(1), run_ranks(limited, 2, tp=2)
+def test_a_vocabulary_is_limited_by_leaving_rows_out_and_by_a_bias_where_a_rank_would_have_none(
+    topology: Topology,
+) -> None:
+    (alone,), split = run_ranks(limited, 1, tp=1), run_ranks(limited, 2, tp=2)
+    hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    logits = hidden @ model_of(topology).output_weight().detach().T / 1.3
     assert [how for _, *how in alone] == [[False, LIMIT], [False, 30], [False, VOCAB]]
     assert [how for _, *how in split[0]] == [[False, 40], [True, 40], [False, 40]]
     assert [how for _, *how in split[1]] == [[False, LIMIT - 40], [True, 40], [False, 40]]
@@ -175,9 +179,6 @@ def test_a_vocabulary_is_limited_by_leaving_rows_out_and_by_a_bias_where_a_rank_
         found = alone[at][0]
         assert all(part[at][0] == pytest.approx(found, abs=1e-5) for part in split)
         assert found[-VOCAB:][limit:] == [0.0] * (VOCAB - limit), "what is never drawn has no gradient"
-        with launched(ParallelConfig()) as topology, torch.no_grad():
-            hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
-            logits = hidden @ model_of(topology).output_weight().T / 1.3
         logprobs = logits[..., :limit].log_softmax(-1)
         kept = [float(logprobs[b, s, one]) for b, row in enumerate(ROWS) for s, one in enumerate(row) if one >= 0]
         assert found[: len(kept)] == pytest.approx(kept, abs=1e-5)
