@@ -1,4 +1,4 @@
-"""Means over seeds, what losses are worth in unique text, and what is missing of a study, as tables say it."""
+"""Means over seeds, and what is missing of a study, as tables say it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve, effective_multiple
 from synpro_engine.report.numbers import half_interval
 
 
@@ -31,17 +30,6 @@ def mean(values: Sequence[float]) -> Mean:
 def interval(found: Mean) -> str:
     """Its interval as text."""
     return "one seed" if found.low is None or found.high is None else f"{found.low:.3f} to {found.high:.3f}"
-
-
-def multiples(losses: Sequence[float], curve: UniqueCurve | None, *, paired: bool = False) -> list[str]:
-    """What losses by seed are worth, in the order of `READINGS`; nothing where the curve has too few sizes so far.
-
-    paired: as of `effective_multiple`.
-    """
-    readings = READINGS.values()
-    if curve is None or len(curve.tokens) < 3:
-        return ["" for _ in readings]
-    return [effective_multiple(curve, losses, reading, paired=paired).told(curve) for reading in readings]
 
 
 def on_record(done: Collection[tuple[str, int]], expected: Collection[tuple[str, int]]) -> list[str]:

@@ -57,9 +57,17 @@ ARMS = {
     "unique-600k": Arm(about="untuned, twice the text", unique=600_000, epochs=10),
     "unique-1200k": Arm(about="untuned, four times the text", unique=1_200_000, epochs=8, seeds=(1,)),
     "unique-2400k": Arm(about="untuned, eight times the text", unique=2_400_000, epochs=5, seeds=(1,)),
+    "tuned-600k": Arm(about="tuned, twice the text", sweep="tuned", unique=600_000, epochs=10, seeds=(1,)),
+    "tuned-1200k": Arm(about="tuned, four times the text", sweep="tuned", unique=1_200_000, epochs=8, seeds=(1,)),
+    "tuned-2400k": Arm(about="tuned, eight times the text", sweep="tuned", unique=2_400_000, epochs=5, seeds=(1,)),
 }
-CURVE = ("untuned", "unique-600k", "unique-1200k", "unique-2400k")
-"""Whose losses say what so many unique tokens are worth."""
+CURVES = {
+    "untuned repetition": ("untuned", "unique-600k", "unique-1200k", "unique-2400k"),
+    "tuned repetition": ("tuned", "tuned-600k", "tuned-1200k", "tuned-2400k"),
+}
+"""Whose losses say what so many unique tokens are worth; the first of each is among the arms that are compared."""
+LARGER = tuple(name for names in CURVES.values() for name in names[1:])
+"""Arms of more text, which are on the curves alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

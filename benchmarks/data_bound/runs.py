@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.processes import ends_with_us
-from benchmarks.data_bound.arms import ARMS, MEMBERS, SWEEPS
+from benchmarks.data_bound.arms import ARMS, MEMBERS, SWEEPS, UNIQUE
 from benchmarks.data_bound.losses import best_trial
 from synpro_engine.config import read_json, read_records
 from synpro_engine.cycle import load_recipe
@@ -51,7 +51,7 @@ def train(place: Path, name: str, seed: int, swept: Mapping[str, Record]) -> Rec
         tuned = best_trial(swept[arm.sweep])["settings"]
         settings += [*SWEEPS[arm.sweep].settings, *(f"{key}={value}" for key, value in tuned.items())]
     settings += [*arm.settings, f"pretrain.seed={seed}"]
-    if name.startswith("unique"):  # losses a token compare under one vocabulary alone
+    if arm.unique != UNIQUE:  # losses a token compare under one vocabulary alone
         settings.append(f"tokenizer.path={_run_of(place, 'untuned', 1) / TOKENIZE / 'tokenizer'}")
     if arm.teachers is not None:
         models = ",".join(str(_run_of(place, arm.teachers, one) / PRETRAIN) for one in MEMBERS)

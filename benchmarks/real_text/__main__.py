@@ -22,7 +22,7 @@ from benchmarks.real_text.commands import Commands, OutOfTime
 from benchmarks.real_text.outcome import records_of
 from benchmarks.real_text.page import blocks, draw
 from benchmarks.real_text.rates import measure
-from benchmarks.real_text.study import RECIPE, Study, expected, jobs
+from benchmarks.real_text.study import RECIPE, Study, jobs
 from benchmarks.real_text.tuned import settings_record
 from synpro_engine.cli.ending import run_script
 from synpro_engine.config import UserError, hash_json
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OutOfTime:
             print("stopped; the same command goes on from there")
     records = read_lines(output)
-    tables = blocks(records, expected(load_recipe(str(given.recipe))))
+    tables = blocks(records, load_recipe(str(given.recipe)))
     print("\n\n".join(tables.values()))
     if given.docs:
         renew(given.docs / "real-text.md", tables)

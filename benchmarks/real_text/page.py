@@ -5,27 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.common.multiples import interval, mean, multiples, on_record
+from benchmarks.common.multiples import interval, mean, on_record
 from benchmarks.common.tables import markdown
+from benchmarks.common.worth import Trained, curve_of, trained, worth
 from benchmarks.data_bound.losses import best, end
-from benchmarks.real_text.study import SIZES, UNTUNED
+from benchmarks.real_text.study import BASE, CURVES, SIZES, UNTUNED, UNTUNED_SIZES, expected
 from benchmarks.real_text.texts import Record, arm_names, cost, of_arm, texts, tuning
-from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve
+from synpro_engine.cycle import Recipe
 from synpro_engine.report.svg import SERIES
 
-BASE, OURS = "repetition", "tuned"
+OURS = "tuned"
+_LARGER = (*SIZES, *UNTUNED_SIZES)
 _NOTHING = "*No records yet.*"
 _PICTURE = "![Losses by arm, and what they are worth in unique text](images/real_text.png)"
 _RIVALS = ("tuned-without-influence", "placebo", "best-of-n", "prompted", "prompted-all", "augmented", BASE)
 _TEXTS = {"passages": "other prose", "questions": "answers"}
 
 
-def blocks(records: Sequence[Record], expected: Sequence[tuple[str, int]]) -> dict[str, str]:
-    """By the name of its mark in the page: each table, or that there is nothing to show. expected: of a whole study."""
+def blocks(records: Sequence[Record], recipe: Recipe) -> dict[str, str]:
+    """By the name of its mark in the page: each table, or that there is nothing to show."""
     tables = {
-        "state": _state(records, expected),
+        "state": _state(records, expected(recipe)),
+        "size": _size(recipe),
         "arms": _arms(records),
         "pairs": _pairs(records),
+        "worth": worth(_trained(records), CURVES),
         "curve": _curve(records),
         "texts": texts(records),
         "tuning": tuning(records),
@@ -51,38 +55,42 @@ def _state(records: Sequence[Record], expected: Sequence[tuple[str, int]]) -> st
     return "\n".join(lines)
 
 
+def _size(recipe: Recipe) -> str:
+    """What the recipe says of the student, its training and what is generated."""
+    model, made, arms = recipe.model, recipe.generate, recipe.continued
+    step = recipe.pretrain.global_batch * model.seq_len
+    share = arms.synthetic_share or 0.0
+    return "\n".join(
+        (
+            f"The organic text is {recipe.corpus.max_train_tokens:,} tokens of presidential messages,",
+            f"the student a model of {model.parameter_count() / 1e6:.2f}M parameters with a vocabulary of",
+            f"{model.vocab_size:,}. It trains {recipe.pretrain.max_steps:,} steps of {step:,} tokens to theta at a",
+            f"constant rate; from there each arm takes {arms.steps:,} more, in which the rate decays.",
+            f"Of an arm's windows {share:.0%} ({share * arms.steps * step:,.0f} tokens) are of synthetic text,",
+            f"which is made of up to {made.max_slices:,} slices of at most {made.max_chars:,} characters.",
+        )
+    )
+
+
 def _rates(one: Record) -> str:
     trained, sampled = one["student_tokens_per_s"], one["sampled_tokens_per_s"]
     step = one["tuning_step_seconds"]
     return f"{trained:,.0f} tokens a second trained on, {sampled:.0f} sampled, {step:.0f} s a step of tuning"
 
 
-def unique_curve(records: Sequence[Record]) -> UniqueCurve | None:
-    """Unique tokens and the losses of training on them by the settings of tuned repetition; None of one size."""
-    found = [mine for arm in (BASE, *SIZES) if (mine := of_arm(records, arm))]
-    if len(found) < 2 or not of_arm(records, BASE):
-        return None
-    return UniqueCurve(
-        tokens=tuple(float(mine[0]["unique_tokens"]) for mine in found),
-        losses=tuple(tuple(map(best, mine)) for mine in found),
-    )
+def _trained(records: Sequence[Record]) -> dict[str, Trained]:
+    return {name: trained(of_arm(records, name), best) for name in arm_names(records)}
 
 
 def _arms(records: Sequence[Record]) -> str:
-    curve, base, rows = unique_curve(records), _losses(records, BASE), list[tuple[str, ...]]()
-    for name in (name for name in arm_names(records) if name not in SIZES):
+    base, rows = _losses(records, BASE), list[tuple[str, ...]]()
+    for name in (name for name in arm_names(records) if name not in _LARGER):
         mine = of_arm(records, name)
         found, last = mean([best(one) for one in mine]), mean([end(one) for one in mine])
         than = "" if name in (BASE, UNTUNED) else _paired(_losses(records, name), base)
         others = [_mean_of([one["losses"].get(text) for one in mine]) for text in _TEXTS]
-        worth = multiples([best(one) for one in mine], curve)
-        rows.append(
-            (name, str(len(mine)), f"{found.value:.3f}", interval(found), f"{last.value:.3f}", than, *worth, *others)
-        )
-    headings = (
-        "arm", "seeds", "loss", "95 %", "at the end", f"against {BASE}, by seed",
-        *(f"multiple, {name}" for name in READINGS), *_TEXTS.values(),
-    )  # fmt: skip
+        rows.append((name, str(len(mine)), f"{found.value:.3f}", interval(found), f"{last.value:.3f}", than, *others))
+    headings = ("arm", "seeds", "loss", "95 %", "at the end", f"against {BASE}, by seed", *_TEXTS.values())
     return markdown(headings, rows) if rows else ""
 
 
@@ -113,13 +121,13 @@ def _pairs(records: Sequence[Record]) -> str:
 
 def _curve(records: Sequence[Record]) -> str:
     rows = []
-    for arm in (BASE, *SIZES):
+    for of, arm in ((of, arm) for of, arms in CURVES.items() for arm in arms):
         mine = of_arm(records, arm)
         if mine:
             tokens, found = mine[0]["unique_tokens"], mean([best(one) for one in mine])
             epochs = f"{mine[0]['tokens'] / tokens:.1f}"
-            rows.append((f"{tokens:,}", epochs, str(len(mine)), f"{found.value:.3f}", interval(found)))
-    return markdown(("unique tokens", "epochs", "seeds", "loss", "95 %"), rows) if rows else ""
+            rows.append((of, f"{tokens:,}", epochs, str(len(mine)), f"{found.value:.3f}", interval(found)))
+    return markdown(("curve", "unique tokens", "epochs", "seeds", "loss", "95 %"), rows) if rows else ""
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
@@ -130,15 +138,17 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    names, curve = [name for name in arm_names(records) if name not in SIZES], unique_curve(records)
+    names, found = [name for name in arm_names(records) if name not in _LARGER], _trained(records)
     for place, name in enumerate(reversed(names)):
         losses = list(_losses(records, name).values())
         left.scatter(losses, [place] * len(losses), s=12, color="tab:gray", alpha=0.6)
         left.scatter([mean(losses).value], [place], s=40, color="tab:blue")
     left.set_yticks(range(len(names)), list(reversed(names)))
     left.set(title="loss by arm: seeds, and their mean", xlabel="nats a token, held-out messages")
-    if curve is not None:
-        right.plot(curve.tokens, curve.means, color="black", marker="o", label="unique text")
+    for (of, arms), dashes in zip(CURVES.items(), ("-", "--"), strict=True):
+        curve = curve_of(found, arms)
+        if curve is not None:
+            right.plot(curve.tokens, curve.means, color="black", marker="o", linestyle=dashes, label=of)
     for number, name in enumerate(names):
         value = mean(list(_losses(records, name).values())).value
         right.axhline(value, color=SERIES[number % len(SERIES)], linewidth=1, label=name)

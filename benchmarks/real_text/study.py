@@ -13,8 +13,13 @@ RECIPE = Path(__file__).with_name("recipe.yaml")
 SIZES = {"unique-2": 2, "unique-4": 4}
 """Trainings on so many times the bound text, all unique, by the settings of tuned repetition."""
 UNTUNED = "untuned"
-FROM_SCRATCH = (UNTUNED, *SIZES)
+UNTUNED_SIZES = {f"{name}-{UNTUNED}": times for name, times in SIZES.items()}
+"""The same by the settings of untuned repetition."""
+FROM_SCRATCH = (UNTUNED, *SIZES, *UNTUNED_SIZES)
 """Trained from the first step on, for theta has read the bound text by the tuned settings."""
+BASE = "repetition"
+CURVES = {"tuned repetition": (BASE, *SIZES), "untuned repetition": (UNTUNED, *UNTUNED_SIZES)}
+"""What multiples are of: names of trainings, from the fewest unique tokens on."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,14 @@ class Study:
             f"pretrain.seed={job.seed}",
             f"pretrain.max_steps={whole.pretrain.max_steps + whole.continued.steps}",
         ]
+        own = [*self.tuned, *own] if job.name in SIZES else own
         if job.name == UNTUNED:
             return own
         assert whole.corpus.max_train_tokens is not None
-        tokens = SIZES[job.name] * whole.corpus.max_train_tokens
+        tokens = (SIZES | UNTUNED_SIZES)[job.name] * whole.corpus.max_train_tokens
         # Losses a token compare under one vocabulary alone.
         tokenizer = self.run / TOKENIZE / TOKENIZER
-        return [*self.tuned, *own, f"corpus.max_train_tokens={tokens}", f"tokenizer.path={tokenizer}"]
+        return [*own, f"corpus.max_train_tokens={tokens}", f"tokenizer.path={tokenizer}"]
 
     def command(self, job: Job) -> list[str]:
         """The engine's command that does a job, or goes on with it."""

@@ -31,7 +31,7 @@ def texts(records: Sequence[Record]) -> str:
     rows, organic = list[tuple[str, ...]](), None
     for name, record in _first(records, "generated").items():
         organic = record["diversity"].get("organic", organic)
-        pool = sum(sum(of.values()) for of in record["pool"].values())
+        pool = _pool(record)
         for operation, made in record["generated"].items():
             influence = record["influence"][operation]
             measured = [f"{pool:,}", *(_signed(influence[kind]) for kind in ("generated", "sources"))]
@@ -42,7 +42,18 @@ def texts(records: Sequence[Record]) -> str:
         "arm", "texts", "tokens trained on", "influence", "of their sources", "words a text",
         "distinct 2-grams", "8-grams of the corpus", "rare words",
     )  # fmt: skip
-    return markdown(headings, rows) if rows else ""
+    return "\n\n".join([markdown(headings, rows), *_small_pools(records)]) if rows else ""
+
+
+def _small_pools(records: Sequence[Record]) -> list[str]:
+    """Arms with less synthetic text than organic: of a pool that is read again, less can be expected."""
+    pools = {name: (_pool(one), one["unique_tokens"]) for name, one in _first(records, "generated").items()}
+    told = [f"`{name}` ({pool:,} tokens)" for name, (pool, organic) in pools.items() if pool < organic]
+    return [f"Less synthetic text than organic: {', '.join(told)}."] if told else []
+
+
+def _pool(record: Record) -> int:
+    return sum(sum(of.values()) for of in record["pool"].values())
 
 
 def _signed(value: float | None) -> str:

@@ -9,16 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.multiples import interval, mean, multiples
+from benchmarks.common.multiples import interval, mean
 from benchmarks.common.tables import markdown
+from benchmarks.common.worth import Trained, multiples
 from benchmarks.world.ranking_page import horizons, scores, spearman
 from benchmarks.world.rephraser import ACTIONS
 from benchmarks.world.study import COPIES
+from benchmarks.world.trainings import ALL_TOKENS
 from benchmarks.world.world import World
-from synpro_engine.evaluate.effective_tokens import READINGS, UniqueCurve
+from synpro_engine.evaluate.effective_tokens import UniqueCurve
+from synpro_engine.evaluate.repetition import NAMES
 
 Record = Mapping[str, Any]
 _BASE = "repetition"
+_READ = float(ALL_TOKENS)
 _LEFT_OUT = ("theta", *(f"unique-{copies}" for copies in COPIES))
 
 
@@ -69,6 +73,7 @@ def unique_curve(records: Sequence[Record]) -> UniqueCurve | None:
     return UniqueCurve(
         tokens=tuple(_mean_tokens(copies, losses)[1] for copies, losses in sizes.items()),
         losses=tuple(tuple(losses.values()) for losses in sizes.values()),
+        totals=(_READ,) * len(sizes),
     )
 
 
@@ -82,10 +87,11 @@ def _arms(records: Sequence[Record]) -> str:
         found, paired = mean(list(losses.values())), mean([losses[seed] - base[seed] for seed in both])
         than = "" if name == _BASE else f"{paired.value:+.3f} ({interval(paired)})"
         shared = all(losses.keys() == others.keys() for others in _sizes(records).values())
-        worth = multiples(list(losses.values()), curve, paired=shared)
+        arm = Trained(unique=_mean_tokens(1, losses)[1], total=_READ, losses=tuple(losses.values()))
+        worth = multiples(arm, curve, paired=shared)
         rows.append((name, str(len(losses)), f"{found.value:.3f}", interval(found), than, *worth))
     return markdown(
-        ("arm", "seeds", "loss", "95 %", f"against {_BASE}, by seed", *(f"multiple, {name}" for name in READINGS)), rows
+        ("arm", "seeds", "loss", "95 %", f"against {_BASE}, by seed", *(f"multiple, {name}" for name in NAMES)), rows
     )
 
 

@@ -35,6 +35,8 @@ MASK = VOCABULARY
 TO_THETA, FROM_THETA = 300, 300
 """Steps."""
 _ROWS, _RATE = 16, 2e-3
+ALL_TOKENS = (TO_THETA + FROM_THETA) * _ROWS * SHAPE.seq_len
+"""Read by each arm, theta's included, and by each size of the curve."""
 _WALK_RATE = 3e-4  # a sixth of training's, as the paper's is of its own
 UNTUNED: dict[str, Any] = {"optimizer": {"lr": _RATE, "weight_decay": 0.1}}
 TUNED: dict[str, Any] = {

@@ -31,12 +31,16 @@ class UniqueCurve:
     """Unique tokens, from the fewest to the most."""
     losses: tuple[tuple[float, ...], ...]
     """Of each size: by seed, nats per token."""
+    totals: tuple[float, ...] | None = None
+    """Of each size: the tokens that it was trained on, repetitions too; None where nobody knows."""
 
     def __post_init__(self) -> None:
         if len(self.tokens) < 2 or len(self.tokens) != len(self.losses) or not all(self.losses):
             raise UserError("effective tokens: a curve needs losses of at least two sizes of text")
         if list(self.tokens) != sorted(set(self.tokens)) or self.tokens[0] <= 0:
             raise UserError("effective tokens: sizes of a curve must be above 0 and grow")
+        if self.totals is not None and (len(self.totals) != len(self.tokens) or min(self.totals) <= 0):
+            raise UserError("effective tokens: each size of a curve has its tokens in all, above 0")
         if not np.isfinite([loss for some in self.losses for loss in some]).all():
             raise UserError("effective tokens: a loss of the curve is not finite")
 

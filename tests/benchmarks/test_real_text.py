@@ -8,14 +8,15 @@ import pytest
 from benchmarks.common.records import read_lines
 from benchmarks.real_text.__main__ import _identity, main
 from benchmarks.real_text.rates import hours
-from benchmarks.real_text.study import FROM_SCRATCH, RECIPE, SIZES, Job, Study, expected, jobs
+from benchmarks.real_text.study import FROM_SCRATCH, RECIPE, SIZES, UNTUNED_SIZES, Job, Study, expected, jobs
+from benchmarks.real_text.texts import texts
 from benchmarks.real_text.tuned import PUBLISHED, settings_record
 from synpro_engine.config import UserError, json_text
 from synpro_engine.cycle import load_recipe
 
 TINY = RECIPE.with_name("tiny.yaml")
 ROOT = RECIPE.parents[2]
-NAMES = ("state", "arms", "pairs", "curve", "texts", "tuning", "cost", "picture")
+NAMES = ("state", "size", "arms", "pairs", "worth", "curve", "texts", "tuning", "cost", "picture")
 
 
 @pytest.fixture
@@ -30,9 +31,13 @@ def test_trainings_from_scratch_read_as_many_tokens_as_theta_and_an_arm_together
         assert own.pretrain.max_steps == whole.pretrain.max_steps + whole.continued.steps
         assert own.pretrain.schedule == whole.pretrain.schedule and own.pretrain.seed == 2 and not own.arms
         assert own.pretrain.schedule.total_steps == own.pretrain.max_steps
-        assert own.corpus.max_train_tokens == SIZES.get(name, 1) * (whole.corpus.max_train_tokens or 0)
+        times = (SIZES | UNTUNED_SIZES).get(name, 1)
+        assert own.corpus.max_train_tokens == times * (whole.corpus.max_train_tokens or 0)
     assert study.recipe(Job("untuned", 1)).pretrain.optimizer.weight_decay == 0.1
     assert study.recipe(Job("unique-2", 1)).pretrain.optimizer == whole.pretrain.optimizer
+    untuned = [study.recipe(Job(name, 1)) for name in ("untuned", *UNTUNED_SIZES)]
+    assert all((one.pretrain, one.model) == (untuned[0].pretrain, untuned[0].model) for one in untuned)
+    assert len({str(one.tokenizer.path) for one in untuned[1:]}) == 1, "losses a token compare under one vocabulary"
 
 
 def test_arms_differ_from_tuned_repetition_in_what_they_are_named_for(study: Study) -> None:
@@ -41,9 +46,9 @@ def test_arms_differ_from_tuned_repetition_in_what_they_are_named_for(study: Stu
     assert set(decay.values()) == {1.0}
     influence = {name: one.influence for name, one in whole.arms.items() if one.text == "tuned"}
     assert influence == {"tuned": "measured", "tuned-without-influence": "none", "placebo": "shuffled"}
-    assert {whole.of_arm(name).generate.samples for name in influence} == {1}
+    assert {whole.of_arm(name).generate.samples for name in influence} == {2}
     kept = [whole.of_arm(name).filter.best for name in ("prompted", "best-of-n", "prompted-all")]
-    assert [None if one is None else (one.by, one.keep) for one in kept] == [(None, 1), ("influence", 1), None]
+    assert [None if one is None else (one.by, one.keep) for one in kept] == [(None, 2), ("influence", 2), None]
 
 
 def test_every_arm_and_seed_is_trained_once_and_repetition_first() -> None:
@@ -90,7 +95,7 @@ def test_a_page_without_records_claims_nothing(tmp_path: Path) -> None:
     docs = _page(tmp_path)
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "real-text.md").read_text()
-    assert "0 of 48 trainings are on record." in page and "nothing is claimed" in page and "|" not in page
+    assert "0 of 56 trainings are on record." in page and "nothing is claimed" in page and "|" not in page
     assert not (docs / "images").exists()
 
 
@@ -129,8 +134,15 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     docs = _page(tmp_path)
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "real-text.md").read_text()
-    assert "15 of 48 trainings" in page and "Missing: repetition (seeds 4); untuned (seeds 1, 2, 3, 4)" in page
-    assert "| tuned | 3 | 4.700 | 4.700 to 4.700 | 4.700 | -0.175 (-0.175 to -0.175) | 2.30 (" in page
+    assert "15 of 56 trainings" in page and "Missing: repetition (seeds 4); untuned (seeds 1, 2, 3, 4)" in page
+    assert "| tuned | 3 | 4.700 | 4.700 to 4.700 | 4.700 | -0.175 (-0.175 to -0.175) |" in page
+    assert "| tuned | 2.30 (" in page and "| repetition | 1 | 1 | 1 |  |  |  |" in page
+    assert (
+        "untuned repetition waits for three sizes: `untuned`, `unique-2-untuned`, `unique-4-untuned` are missing"
+        in page
+    )
+    assert "Less synthetic text than organic" not in page
+    assert "a model of 2.10M parameters" in page
     assert "| placebo | +0.100 | 0.100 to 0.100 |" in page and "| 6.000 |" in page
     assert "| tuned | 9 | 1,234 | +0.0020 |  | 40 | 0.500 | 0.250 |  |" in page
     assert "| tuned | rephrase | 24 | influence | +0.0100 | -0.0100 to +0.0300 |" in page
@@ -138,12 +150,18 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     assert (docs / "images" / "real_text.png").stat().st_size > 10_000
 
 
+def test_a_pool_that_is_smaller_than_the_organic_text_is_named() -> None:
+    assert "Less" not in texts([_tuned(1, 4.2)])
+    found = texts([_tuned(1, 4.2) | {"unique_tokens": 1235}])
+    assert found.endswith("Less synthetic text than organic: `tuned` (1,234 tokens).")
+
+
 def test_hours_are_those_of_all_trainings(study: Study) -> None:
     rates = {"student_tokens_per_s": 4096.0, "tuning_step_seconds": 50.0, "prompted_slice_seconds": 2.4,
              "tuned_slice_seconds": 1.2}  # fmt: skip
     found = hours(study.recipe(), rates)
-    assert found["training"] == pytest.approx((440 + 9 * 4 * 440 + 3 * 4 * 880) / 3600)
-    assert found["tuning"] == pytest.approx(1.0) and found["generation"] == pytest.approx(2.5)
+    assert found["training"] == pytest.approx((440 + 9 * 4 * 440 + 5 * 4 * 880) / 3600)
+    assert found["tuning"] == pytest.approx(1.0) and found["generation"] == pytest.approx(6.0)
 
 
 def test_records_of_another_recipe_are_refused(tmp_path: Path) -> None:
