@@ -83,12 +83,22 @@ class TokenizerConfig(Config):
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"path", "threads"})  # as `CorpusConfig`'s; ids are the same
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"eos"})
+
     path: LocalPlace | None = None
     """A SentencePiece .model, a tokenizer.json or a directory with either; None trains one on the train split."""
+    eos: str | None = Field(default=None, min_length=1)
+    """The token of `path` that ends documents, where its files name none or another one."""
     vocab_size: int = Field(default=4096, ge=300)
     """Size of the SentencePiece vocabulary to train (byte fallback takes 256 of it)."""
     threads: int | None = Field(default=None, gt=0)
     """Threads that encode the corpus, beside the one that reads it; None: the CPUs that the process may use."""
+
+    @model_validator(mode="after")
+    def _an_end_is_of_a_given_tokenizer(self) -> TokenizerConfig:
+        if self.eos is not None and self.path is None:
+            raise ValueError("`eos` names a token of `path`, which is not given; a trained one has an end of its own")
+        return self
 
 
 class TaskConfig(PromptedConfig):
@@ -186,7 +196,7 @@ class GeneratorConfig(Config):
     model: ModelConfig | None = None
     """Shape of a `random` generator (it shares the pretrained model's tokenizer); not for the others."""
     seq_len: int | None = Field(default=None, gt=0)
-    """Longest prompt and completion together; the source's own limit where not given."""
+    """Longest prompt and completion together; the source's own limit where not given. Exports state the source's."""
 
     @field_validator("parallel")
     @classmethod

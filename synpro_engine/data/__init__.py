@@ -20,7 +20,8 @@ from synpro_engine.data.mixture import Blend, SourceConfig, mixture_weights
 from synpro_engine.data.prompted import PromptedConfig, Task, read_tasks
 from synpro_engine.data.scores import Score, document_scores, recorded_scores
 from synpro_engine.data.seen import SeenKeys
-from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
+from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from synpro_engine.data.sentencepiece_training import train_sentencepiece
 from synpro_engine.data.shards import (
     ShardStats,
     open_shards,

@@ -11,15 +11,18 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import tokenizers
 
-from synpro_engine.config import UserError, atomic_write_text, first_line, hash_json, json_text
+from synpro_engine.config import UserError, atomic_write_text, first_line, hash_json
 from synpro_engine.data.rows import Rows, rows_of
-from synpro_engine.data.tokenizer_files import TokenizerFiles, read_text
+from synpro_engine.data.special_tokens import EVERYWHERE, inside
+from synpro_engine.data.tokenizer_files import SETTINGS, TokenizerFiles, read_text
+from synpro_engine.data.tokenizer_json import bare, unknown_id, vocabulary_of, with_special, within_texts, words
 
 # Where no file names them. A tokenizer that has chat tokens too (dolma2) still ends documents with the first of these.
 _USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
@@ -34,56 +37,77 @@ class HFTokenizer:
         self.files = files or TokenizerFiles(place=Path())
         # The text as it came is what is saved again: the library would write it in its own form and version.
         self._source, self._eos, self._pad = source, eos, pad
-        data, vocabulary = json.loads(source), _vocabulary(source)
+        data, vocabulary = json.loads(source), vocabulary_of(source)
         listed = {entry["content"] for entry in data.get("added_tokens") or [] if entry["special"]}
         bos = self.files.token("bos_token")
         named = dict.fromkeys(token for token in (eos, pad, bos, *self.files.extra_tokens) if token in vocabulary)
+        # Padding stands in no text. Where it is a letter too (`!`), texts must go on having that letter.
+        letter = len(pad) == 1 and pad not in (eos, bos) and pad in words(data)
+        plain = {pad} if letter else set[str]()
         # A token that only the settings call special is a plain one to the library, and text
         # that spells it would become it.
-        self._marked = source if listed.issuperset(named) else _with_special(data, vocabulary, named)
-        tokenizer = _bare(self._marked)
+        marked = (listed | plain).issuperset(named) and listed.isdisjoint(plain)
+        self._marked = source if marked else with_special(data, vocabulary, named.keys() - plain, plain)
+        tokenizer = bare(self._marked)
         # Without this the library cuts special tokens out of the text; with it their letters are plain text.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token.content: id for id, token in added.items() if token.special}
-        unknown = _unknown_id(tokenizer)
+        unknown = unknown_id(tokenizer)
         # Not the unknown id, which is special and yet what text without a piece of its own becomes.
         self._forbidden = frozenset(self._special.values()) - {unknown}
-        self._inside_special = _inside(self._special)
+        self._inside_special = inside(self._special)
         # A template's own tokens need not be marked special: Qwen3's `<think>` is not.
         templates = "\0".join(self.files.chat_templates.values())
         spelt = {t.content: id for id, t in added.items() if t.content in templates and not t.content.isspace()}
         self._control = self._special | spelt
         self.control_ids = frozenset(self._control.values()) - {unknown}
-        self.eos_id, self.pad_id = self._special[eos], self._special[pad]
+        self.eos_id, self.pad_id = self._special[eos], vocabulary[pad]
         self._named_bos_id = self._special.get(bos or "")
         self.bos_id = self._named_bos_id if _wants_bos(self.files, tokenizer, self._named_bos_id) else None
-        self.end_ids = self.files.end_ids
         # The largest id and not the number of tokens: vocabularies have gaps, and a model needs a row for the last one.
         self.vocab_size = max(vocabulary.values()) + 1
+        self.end_ids = self.files.end_ids_below(self.vocab_size)
         self._is_forbidden = np.isin(np.arange(self.vocab_size), list(self._forbidden))
         # What goes beyond the file's own special tokens decides ids too.
         more = sorted(set(named) - listed - {eos, pad}) + ([] if self.bos_id is None else [f"bos {bos}"])
         self.fingerprint = hashlib.sha256("|".join((source, eos, pad, *more)).encode()).hexdigest()
+        self._check_letters({eos: "eos_token", bos: "bos_token"})
+
+    def _check_letters(self, keys: Mapping[str | None, str]) -> None:
+        for token, id in self._special.items():
+            if len(token) == 1 and id in self._forbidden and id in self._plain(token):
+                key = keys.get(token, "added_tokens")
+                raise UserError(
+                    f"{self.files.place}: `{key}`: {token!r} is a letter of the vocabulary, which texts cannot do"
+                    " without; name another token"
+                )
 
     @classmethod
     def from_file(cls, path: Path, *, eos: str | None = None, pad: str | None = None) -> Self:
         """Read a tokenizer.json; eos and pad come from the arguments, the files beside it, or the usual names."""
         source, files = read_text(path), TokenizerFiles.read(path.parent)
         try:
-            vocabulary = _vocabulary(source)
+            vocabulary = vocabulary_of(source)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: not a tokenizer.json ({first_line(error)})") from None
         chosen = {"eos_token": eos, "pad_token": pad}
+        for token in chosen.values():
+            if token is not None and token not in vocabulary:
+                raise UserError(f"{path}: token {token!r} is not in the vocabulary")
         eos = eos or files.token("eos_token") or next((t for t in _USUAL_EOS if t in vocabulary), None)
         if eos is None:
-            raise UserError(f"{path}: no end-of-document token is named or recognised; name one")
+            raise UserError(
+                f"{path}: no end-of-document token is named or recognised; write the one that ends documents as"
+                f" `eos_token` into {SETTINGS} beside it"
+            )
         usual = files.token("pad_token") or next((t for t in _USUAL_PAD if t in vocabulary), None)
-        for token in (eos, pad or usual or eos):
-            if token not in vocabulary:
-                raise UserError(f"{path}: token {token!r} is not in the vocabulary")
-        return cls(source, eos, pad or usual or eos, files.naming({"eos_token": eos, "pad_token": usual}, chosen))
+        files = files.naming({"eos_token": eos, "pad_token": usual}, chosen)
+        files.check_tokens(vocabulary.__contains__)
+        # A chosen end must reach the files that models are exported with, which may name others.
+        files = files.ending_with(vocabulary[eos]) if chosen["eos_token"] else files
+        return cls(source, eos, pad or usual or eos, files)
 
     @property
     def encoding(self) -> str:
@@ -103,6 +127,11 @@ class HFTokenizer:
         pad_id = None if self.files.token("pad_token") is None else self.pad_id
         named = {"bos_token_id": self._named_bos_id, "eos_token_id": self.eos_id, "pad_token_id": pad_id}
         return named | self.files.model_ids
+
+    @property
+    def unlike_transformers(self) -> None:
+        """Nothing: both read tokenizer.json (see the protocol)."""
+        return
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text` (see the protocol)."""
@@ -127,9 +156,20 @@ class HFTokenizer:
         # Some vocabularies hold a special token as a word as well (Unigram, or BPE that looks whole words up):
         # cut such words after their first character, so that no piece spells one.
         # Slower and with other ids than the text as a whole has, so only where it is needed.
-        ids = [id for part in self._inside_special.split(text) for id in self._plain(part)]
-        assert self._forbidden.isdisjoint(ids), "a special token of one character is part of the plain vocabulary"
-        return ids
+        for cuts in (self._inside_special, EVERYWHERE):
+            head, *rest = cuts.split(text)
+            later = (self._within.encode(part, add_special_tokens=False).ids for part in rest)
+            ids = [*self._plain(head), *chain.from_iterable(later)]
+            if self._forbidden.isdisjoint(ids):
+                return ids
+        raise UserError(f"{self.files.place}: this tokenizer cannot keep text from becoming a special token")
+
+    @functools.cached_property
+    def _within(self) -> tokenizers.Tokenizer:
+        """A tokenizer for what does not begin a text: without the space that some put first."""
+        tokenizer = bare(within_texts(self._marked))
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def _plain(self, text: str) -> list[int]:
         # Without the file's post-processor: begin and end are put by `document_ids`, once, for every tokenizer alike.
@@ -173,11 +213,11 @@ class HFTokenizer:
     @functools.cached_property
     def _reader(self) -> tokenizers.Tokenizer:
         """A second tokenizer, which does read special tokens; only prompts need it."""
-        return _bare(self._marked)
+        return bare(self._marked)
 
     @functools.cached_property
     def _inside_control(self) -> re.Pattern[str]:
-        return _inside(self._control)
+        return inside(self._control)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids` (see the protocol)."""
@@ -200,51 +240,11 @@ class HFTokenizer:
         return file
 
 
-@functools.lru_cache(maxsize=1)  # asked for twice by each that is loaded, and takes half a second
-def _vocabulary(source: str) -> dict[str, int]:
-    return tokenizers.Tokenizer.from_str(source).get_vocab(with_added_tokens=True)
-
-
-def _bare(source: str) -> tokenizers.Tokenizer:
-    """Without the cutting and padding that a file may ask for (sentence-embedding models' do)."""
-    tokenizer = tokenizers.Tokenizer.from_str(source)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _inside(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches, at no width, behind the first character of each of `tokens`."""
-    rests: dict[str, list[str]] = {}
-    for token in tokens:
-        if len(token) > 1:
-            rests.setdefault(token[0], []).append(re.escape(token[1:]))
-    # By first characters, which few of a text's are: else each token would be tried at all of them.
-    cuts = (f"(?<={re.escape(first)})(?={'|'.join(those)})" for first, those in rests.items())
-    return re.compile("|".join(cuts) or "(?!)")
-
-
 def _wants_bos(files: TokenizerFiles, tokenizer: tokenizers.Tokenizer, bos_id: int | None) -> bool:
-    """Whether texts begin with BOS: as the settings say, else as the file's post-processor does it."""
-    if bos_id is None or files.adds_bos is not None:
+    """Whether texts begin with BOS: as the file's post-processor does it, and as the settings say where it has none.
+
+    transformers 5 drops the settings' word where there is a tokenizer.json; transformers 4 does for most classes.
+    """
+    if bos_id is None or tokenizer.post_processor is None:
         return bos_id is not None and bool(files.adds_bos)
     return tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
-
-
-def _with_special(data: dict[str, Any], vocabulary: Mapping[str, int], tokens: Iterable[str]) -> str:
-    """Mark `tokens` as special, whatever the file says: one that is not would be made from text."""
-    added = {entry["content"]: dict(entry) for entry in data.get("added_tokens") or []}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    for token in tokens:
-        added.setdefault(token, {"id": vocabulary[token], "content": token, **plain})["special"] = True
-    marked = data | {"added_tokens": sorted(added.values(), key=lambda entry: entry["id"])}
-    return json_text(marked, ensure_ascii=False)
-
-
-def _unknown_id(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The id for what the vocabulary cannot spell: special, and yet a proper part of a text's ids."""
-    model: Any = tokenizer.model
-    if isinstance(model, tokenizers.models.Unigram):
-        # The library's Unigram keeps this number to itself, and gives it only where it is written out.
-        return json.loads(tokenizer.to_str())["model"]["unk_id"]
-    return tokenizer.token_to_id(model.unk_token) if model.unk_token else None

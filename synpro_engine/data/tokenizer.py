@@ -92,6 +92,11 @@ class PublishedTokenizer(Tokenizer, Protocol):
         """`bos_token_id`, `eos_token_id` and `pad_token_id` as a model's config.json states them."""
         ...
 
+    @property
+    def unlike_transformers(self) -> str | None:
+        """In what transformers will read text otherwise from the files that `save` writes; None where nothing is."""
+        ...
+
     def encode_prompt(self, parts: Sequence[str]) -> list[int]:
         """Return the ids of a rendered prompt: parts[0], parts[2], ... are a template's, the others plain text.
 

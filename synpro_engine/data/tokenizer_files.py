@@ -6,7 +6,7 @@ Nothing found here is run: code that a file asks for (`auto_map`) is left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from synpro_engine.config import UserError, atomic_write_text, json_text
 SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
 _TOKENS, _TEMPLATE, _TEMPLATES = "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates"
 # Other forms of a vocabulary that tokenizer.json holds too: converters to other formats ask for them.
-_VOCABULARIES = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
+_ADDED = "added_tokens.json"
+_VOCABULARIES = (_ADDED, "vocab.json", "merges.txt", "tokenizer.model")
 _END, _IDS = "eos_token_id", ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -32,6 +33,8 @@ class TokenizerFiles:
     templates: Mapping[str, str] = field(default_factory=dict)
     """Chat templates that are files, by their names relative to the directory."""
     vocabularies: Mapping[str, bytes] = field(default_factory=dict)
+    added: Mapping[str, Any] = field(default_factory=dict)
+    """Tokens that added_tokens.json puts behind a vocabulary, with their ids."""
 
     @classmethod
     def read(cls, directory: Path, *, vocabularies: bool = True) -> TokenizerFiles:
@@ -54,6 +57,7 @@ class TokenizerFiles:
             generation=generation,
             templates={str(file.relative_to(directory)): read_text(file) for file in templates if file.is_file()},
             vocabularies={file.name: file.read_bytes() for file in carried if file.is_file()},
+            added=_read_object(directory / _ADDED),
         )
 
     def write(self, directory: Path) -> None:
@@ -78,6 +82,38 @@ class TokenizerFiles:
                 settings[key] = name
                 tokens |= {key: name} if key in tokens else {}
         return replace(self, settings=settings, tokens=tokens)
+
+    def ending_with(self, id: int) -> TokenizerFiles:
+        """The same with `id` among those that end an answer, where there are generation settings."""
+        if not self.generation or id in self.end_ids:
+            return self
+        ends = [id, *sorted(self.end_ids)]
+        return replace(self, generation={**self.generation, _END: ends if len(ends) > 1 else id})
+
+    def check_tokens(self, known: Callable[[str], bool]) -> None:
+        """UserError for the first token that a file names and the vocabulary lacks.
+
+        transformers would add it behind the vocabulary's end; here its letters would be read as plain text.
+        """
+        for file, key, token in self._named():
+            if not known(token):
+                raise UserError(
+                    f"{self.place / file}: `{key}`: {token!r} is not in the vocabulary; save the tokenizer with"
+                    " transformers (save_pretrained), which puts it into tokenizer.json"
+                )
+
+    def _named(self) -> Iterator[tuple[str, str, str]]:
+        """File, key and text of tokens."""
+        for key in ("bos_token", "eos_token", "pad_token"):
+            token = self.token(key)
+            if token is not None:
+                yield SETTINGS if _content(self.settings.get(key)) else _TOKENS, key, token
+        yield from ((SETTINGS, "additional_special_tokens", token) for token in self.extra_tokens)
+        decoder = self.settings.get("added_tokens_decoder") or {}
+        if not isinstance(decoder, dict):
+            raise UserError(f"{self.place / SETTINGS}: `added_tokens_decoder` must be an object")
+        yield from ((SETTINGS, f"added_tokens_decoder.{id}", str(_content(token))) for id, token in decoder.items())
+        yield from ((_ADDED, token, token) for token in self.added)
 
     def token(self, key: str) -> str | None:
         """The text of the token that `key` (`eos_token`, ...) names; UserError where it is no text."""
@@ -132,6 +168,16 @@ class TokenizerFiles:
         if not all(type(id) is int and id >= 0 for id in ids):
             raise UserError(f"{self.place / GENERATION}: `{_END}` must be an id or a list of ids")
         return frozenset(ids)
+
+    def end_ids_below(self, vocab_size: int) -> frozenset[int]:
+        """`end_ids`; UserError for one that a vocabulary of this size does not have."""
+        beyond = sorted(id for id in self.end_ids if id >= vocab_size)
+        if beyond:
+            raise UserError(
+                f"{self.place}: `{_END}` {beyond[0]} of the generation settings is not among the tokenizer's"
+                f" {vocab_size} ids"
+            )
+        return self.end_ids
 
     @property
     def model_ids(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import lcm
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -51,6 +51,8 @@ class ModelConfig(Config):
     The bounds are far above any published model: what passes them by is a slip, and must not take hours to fail.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"published_seq_len"})
+
     family: Family = "olmo2"
     """Whose blocks they are: `olmo2`, `llama`, `mistral`, `qwen2` or `qwen3`."""
     layers: int = Field(ge=1, le=10_000)
@@ -79,6 +81,9 @@ class ModelConfig(Config):
     """Use the embedding as the output layer too."""
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights, truncated at three of them."""
+    published_seq_len: int | None = Field(default=None, ge=1, le=2**40)
+    """Longest sequence of the model that this one came from, where `seq_len` is shorter; an export states it again.
+    An import sets it."""
 
     @field_validator("kv_heads")
     @classmethod
@@ -103,6 +108,13 @@ class ModelConfig(Config):
 
     # Head width is checked where it is left out too, which pydantic does not do by default.
     model_config = Config.model_config | {"validate_default": True}
+
+    def published_as(self, seq_len: object, window: int | None = None) -> ModelConfig:
+        """The same, of a model whose file says that it reads `seq_len` tokens, where that is more than it does here."""
+        if type(seq_len) is not int:
+            return self
+        within = seq_len if window is None else min(seq_len, window)
+        return self.model_copy(update={"published_seq_len": within}) if within > self.seq_len else self
 
     @property
     def head_size(self) -> int:

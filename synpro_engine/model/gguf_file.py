@@ -154,6 +154,7 @@ class GGUFFile(Mapping[str, Tensor]):
             "vocab_size": self.shapes[canonical.EMBEDDING][0],
             "tie_embeddings": canonical.HEAD not in self,
         }
+        published = settings.get("seq_len")
         settings |= {} if seq_len is None else {"seq_len": seq_len}
         for field in ("layers", "d_model", "heads", "ffn", "seq_len", "norm_eps"):
             if field not in settings:
@@ -162,7 +163,8 @@ class GGUFFile(Mapping[str, Tensor]):
         # Last, for what is neutral depends on the shape: a rotation over part of a head is
         # named by a number, not by a flag.
         self._refuse_unsupported(prefix, set(names.values()), config)
-        return config.model_copy(update={"rope_scaling": self._rope_scaling(config)})
+        window = self.find(prefix + "attention.sliding_window") or None
+        return config.model_copy(update={"rope_scaling": self._rope_scaling(config)}).published_as(published, window)
 
     def _refuse_unsupported(self, prefix: str, known: set[str], config: ModelConfig) -> None:
         """Every key of the architecture is known, says what the shape says, or is refused."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from synpro_engine.config import UserError, atomic_write_text, json_text
+from synpro_engine.config import UserError, atomic_write_text, brief, first_line, json_text
 
 _PREFIX = "tokenizer.ggml."
 # Our names for the special tokens, and the file's; `eot` ends a turn of a chat.
@@ -30,6 +30,7 @@ _SPLITS: dict[str, list[Any]] = {
 }
 
 Metadata = Callable[[str], Any]
+T = TypeVar("T")
 
 
 def write_tokenizer(path: Path, find: Metadata, directory: Path) -> None:
@@ -38,18 +39,21 @@ def write_tokenizer(path: Path, find: Metadata, directory: Path) -> None:
     `find` gives the metadata of the GGUF file at `path` by key, None where there is none.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tokens = _need(path, find, "tokens")
+    tokens = _list_of(str, path, find, "tokens")
     ids = {key: find(f"{_PREFIX}{name}_token_id") for key, name in _NAMED.items()}
     # Without it nothing ends a document, and an id guessed by name may be the end of a chat's turn.
     _need(path, find, "eos_token_id")
     for key, id in ids.items():
-        if id is not None and not 0 <= id < len(tokens):
-            raise UserError(f"{path}: `{_PREFIX}{_NAMED[key]}_token_id` = {id} is not among {len(tokens)} tokens")
+        if id is not None and not (type(id) is int and 0 <= id < len(tokens)):
+            told = f"`{_PREFIX}{_NAMED[key]}_token_id` = {brief(id)}"
+            raise UserError(f"{path}: {told} is not among {len(tokens)} tokens")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     # `eot` has no name among transformers' tokens; it reaches samplers through the generation settings below.
     settings |= {f"{key}_token": tokens[id] for key, id in ids.items() if id is not None and key != "eot"}
     settings["add_bos_token"] = _begins_texts(find)
     template = find("tokenizer.chat_template")
+    if not isinstance(template, str | None):
+        raise UserError(f"{path}: `tokenizer.chat_template` is no text, but {brief(template)}")
     settings |= {"chat_template": template} if template else {}
     ends = sorted({ids[key] for key in ("eos", "eot") if ids[key] is not None})
     generation = {f"{key}_token_id": ids[key] for key in ("bos", "pad")} | {
@@ -63,17 +67,15 @@ def write_tokenizer(path: Path, find: Metadata, directory: Path) -> None:
 def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
     """The byte-level BPE tokenizer in the metadata; UserError for another kind."""
     kind, rule = _need(path, find, "model"), find(f"{_PREFIX}pre")
-    if kind != "gpt2" or rule not in _SPLITS:
+    if kind != "gpt2" or not isinstance(rule, str) or rule not in _SPLITS:
         raise UserError(
-            f"{path}: tokenizer `{kind}` with splitting rule `{rule}` is not supported (those are gpt2 with "
+            f"{path}: tokenizer {brief(kind)} with splitting rule {brief(rule)} is not supported (those are gpt2 with "
             f"{', '.join(_SPLITS)}); take the model's Hugging Face directory"
         )
-    tokens: list[str] = _need(path, find, "tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in _need(path, find, "merges")]
-    # Llama 3 takes a word that is a token whole, though its merges may not lead there.
-    whole = {"ignore_merges": True} if rule == "llama-bpe" else {}
-    bpe = models.BPE(vocab={word: id for id, word in enumerate(tokens)}, merges=merges, **whole)
-    tokenizer: Any = Tokenizer(bpe)
+    tokens, kinds = _list_of(str, path, find, "tokens"), _list_of(int, path, find, "token_type")
+    if len(kinds) != len(tokens):
+        raise UserError(f"{path}: `{_PREFIX}token_type` has {len(kinds)} entries for {len(tokens)} tokens")
+    tokenizer: Any = Tokenizer(_bpe(path, find, tokens, whole=rule == "llama-bpe"))
     # Qwen's published tokenizers normalise to NFC, which GGUF has no field for: the rule's name stands for it.
     if rule == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -85,11 +87,28 @@ def build_tokenizer(path: Path, find: Metadata) -> Tokenizer:
     if _begins_texts(find) and bos_id is not None:
         bos = (tokens[bos_id], bos_id)
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-    for word, kind_of_token in zip(tokens, _need(path, find, "token_type"), strict=True):
+    for word, kind_of_token in zip(tokens, kinds, strict=True):
         if kind_of_token in (_CONTROL, _USER_DEFINED):
             # `normalized` off: a token is looked for in the text as it stands, before NFC.
             tokenizer.add_tokens([AddedToken(word, special=kind_of_token == _CONTROL, normalized=False)])
     return tokenizer
+
+
+def _bpe(path: Path, find: Metadata, tokens: list[str], *, whole: bool) -> Any:
+    merges: list[Any] = [tuple(merge.split(" ", 1)) for merge in _list_of(str, path, find, "merges")]
+    # Llama 3 takes a word that is a token whole, though its merges may not lead there.
+    settings = {"ignore_merges": True} if whole else {}
+    try:
+        return models.BPE(vocab={word: id for id, word in enumerate(tokens)}, merges=merges, **settings)
+    except Exception as error:  # the library raises bare Exception, and TypeError for a merge of one word
+        raise UserError(f"{path}: `{_PREFIX}merges` do not fit the tokens ({first_line(error)})") from None
+
+
+def _list_of(kind: type[T], path: Path, find: Metadata, key: str) -> list[T]:
+    value = _need(path, find, key)
+    if not isinstance(value, list) or not all(type(entry) is kind for entry in value):
+        raise UserError(f"{path}: `{_PREFIX}{key}` is no list of {kind.__name__}, but {brief(value)}")
+    return value
 
 
 def _begins_texts(find: Metadata) -> bool:

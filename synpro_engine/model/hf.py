@@ -19,20 +19,13 @@ from synpro_engine.dist import Topology, on_main, say, shared_artifact
 from synpro_engine.model import canonical
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.model.hf_config import read_hf_config
+from synpro_engine.model.hf_config import architecture, read_hf_config
 from synpro_engine.model.model import Model
 from synpro_engine.model.rotary import inverse_frequencies
 from synpro_engine.model.state import check_shapes, iter_canonical, load_canonical
 from synpro_engine.model.tensor_files import SafetensorsFiles, write_tensors
 
 KIND = "hf_model"
-_ARCHITECTURE = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 # What a family's config.json says beside the common keys, so that its defaults are not taken.
 _EXTRA: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": False, "mlp_bias": False},
@@ -106,9 +99,13 @@ def _as_stored(directory: Path, config: ModelConfig, tensors: SafetensorsFiles) 
 
 def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedTokenizer) -> dict[str, Any]:
     """config.json as transformers 4 and 5 read it."""
+    family = config.family
+    # transformers 5 refuses such a shape of Llama alone; Mistral's without a window is the same arithmetic.
+    if family == "llama" and config.d_model % config.heads:
+        family = "mistral"
     data: dict[str, Any] = {
-        "architectures": [_ARCHITECTURE[config.family]],
-        "model_type": config.family,
+        "architectures": [architecture(family)],
+        "model_type": family,
         "num_hidden_layers": config.layers,
         "hidden_size": config.d_model,
         "num_attention_heads": config.heads,
@@ -116,7 +113,7 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedToken
         "head_dim": config.head_size,
         "intermediate_size": config.ffn,
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.seq_len,
+        "max_position_embeddings": max(config.seq_len, config.published_seq_len or 0),
         # In both spellings: transformers 4 reads this key, transformers 5 the mapping below, each ignoring the other.
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta} | _rope_type(config),
@@ -130,7 +127,7 @@ def hf_config(config: ModelConfig, dtype: torch.dtype, tokenizer: PublishedToken
     if config.rope_scaling is not None:
         data["rope_scaling"] = _rope_type(config)  # where transformers 4 looks for it
     # Last, so that a family's word counts: left out, transformers gives Mistral a window of 4096.
-    return data | _EXTRA[config.family]
+    return data | _EXTRA[family]
 
 
 def _rope_type(config: ModelConfig) -> dict[str, Any]:
@@ -149,6 +146,9 @@ def export_hf(
     asked to stop.
     """
     settings, topology = hf_config(model.config, model.dtype, tokenizer), model.topology
+    if tokenizer.unlike_transformers is not None:
+        told = f"transformers will read text otherwise than tokenizer.model does ({tokenizer.unlike_transformers})"
+        say(topology, f"{directory}: {told}; encode with the sentencepiece library")
 
     def write_the_rest(folder: Path) -> None:
         atomic_write_text(folder / "config.json", json_text(settings, indent=2) + "\n")

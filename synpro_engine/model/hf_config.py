@@ -81,7 +81,7 @@ _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 def read_hf_config(directory: Path, seq_len: int | None = None) -> ModelConfig:
-    """The model's shape from config.json; `seq_len` replaces `max_position_embeddings`.
+    """The model's shape from config.json; `seq_len` replaces `max_position_embeddings`, which is kept beside it.
 
     Raises UserError, one line with the file and the key, for another family, malformed values, and settings (biases,
     other stretches of positions, windows, quantisation) that would silently give other numbers here.
@@ -95,6 +95,7 @@ def read_hf_config(directory: Path, seq_len: int | None = None) -> ModelConfig:
         # null is what transformers writes for "not used", in every one of these keys.
         if data.get(key) is not None and data[key] not in neutral:
             raise UserError(f"{path}: `{key}` = {brief(data[key])} is not supported")
+    _check_architecture(path, data, family)
     # Only the model's: code for a tokenizer or a config is never run here either, and changes no arithmetic.
     if isinstance(data.get("auto_map"), dict) and "AutoModelForCausalLM" in data["auto_map"]:
         raise UserError(f"{path}: `auto_map` wants code of its own for this model, which is not run")
@@ -107,11 +108,13 @@ def read_hf_config(directory: Path, seq_len: int | None = None) -> ModelConfig:
     rope = _rope(path, data)
     settings |= {"family": family, "rope_theta": rope.theta, "rope_scaling": rope.scaling}
     settings["kv_heads"] = settings["heads"] if settings["kv_heads"] is None else settings["kv_heads"]
-    settings["seq_len"] = settings["seq_len"] if seq_len is None else seq_len
+    published = settings["seq_len"]
+    settings["seq_len"] = published if seq_len is None else seq_len
     config = validate(ModelConfig, settings, str(path), names=_NAMES | {"rope_scaling": rope.key})
     # After the shape, for what a window means depends on the length that the user may have shortened.
-    _check_window(path, data, config)
-    return config
+    window = _window(path, data, config)
+    # Within the window alone: an export has none, and would read on beyond it with other numbers.
+    return config.published_as(published, window)
 
 
 class _Rope(NamedTuple):
@@ -159,8 +162,25 @@ def _rope_sections(path: Path, data: Mapping[str, Any]) -> Iterator[_Rope]:
         yield _Rope(section.get("rope_theta"), scaling if kinds[0] == "llama3" else None, key)
 
 
-def _check_window(path: Path, data: Mapping[str, Any], config: ModelConfig) -> None:
-    """Attention here sees all positions before its own; a window that no sequence outgrows is the same."""
+def architecture(family: str) -> str:
+    """transformers' class of a family's models."""
+    return f"{family.capitalize()}ForCausalLM"
+
+
+def _check_architecture(path: Path, data: Mapping[str, Any], family: str) -> None:
+    """Encoders are made of decoders' weights and settings, and tell so by their class's name alone."""
+    named = data.get("architectures") or []
+    wanted = architecture(family)
+    if isinstance(named, list) and (not named or wanted.lower() in (str(name).lower() for name in named)):
+        return
+    raise UserError(f"{path}: `architectures` {brief(named)} has no {wanted}, which is all that is known of {family}")
+
+
+def _window(path: Path, data: Mapping[str, Any], config: ModelConfig) -> int | None:
+    """The positions that attention is bounded to, None where it is not; here it sees all before its own.
+
+    A window that no sequence outgrows is the same; UserError for a shorter one.
+    """
     family = config.family
     window = data.get("sliding_window", _DEFAULT_WINDOW.get(family))
     # Qwen's configs carry a window that a flag of its own switches off, which is the published state of most.
@@ -174,7 +194,7 @@ def _check_window(path: Path, data: Mapping[str, Any], config: ModelConfig) -> N
         if kind not in (None, "full_attention", "sliding_attention"):
             raise UserError(f"{path}: `layer_types`: {brief(kind)} is not supported")
     if window is None:
-        return
+        return None
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise UserError(f"{path}: `sliding_window`: expected a number of positions, got {brief(window)}")
     if window < config.seq_len:
@@ -182,3 +202,4 @@ def _check_window(path: Path, data: Mapping[str, Any], config: ModelConfig) -> N
             f"{path}: `sliding_window`: {window} is shorter than sequences of {config.seq_len} tokens, and attention"
             f" here has no window; give a `seq_len` of at most {window}"
         )
+    return window

@@ -58,7 +58,7 @@ STATE = "state"
 _EXTRA = "extra.json"
 _FORMAT = 2  # of `state/`; 1 was Megatron's, with pickled objects among the tensors
 # What two models may differ in and still hold the same tensors with the same meaning.
-_NOT_SHAPE = ("seq_len", "init_std")
+_NOT_SHAPE = ("seq_len", "published_seq_len", "init_std")
 
 Json = Any
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from synpro_engine.config import UserError
+from synpro_engine.cycle.recipe_files import load_recipe
 from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, documents_path
 from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
 from synpro_engine.cycle.settings import TokenizeSettings
@@ -136,6 +137,21 @@ def test_the_stage_is_the_same_wherever_the_corpus_lies(tmp_path: Path) -> None:
         _build(tmp_path / place / "out", tmp_path / place / "in", on_bad="skip")
     for name in (ACCOUNT, LEFT_OUT, "documents/train.jsonl.zst", "shards/validation/ids.jsonl"):
         assert (tmp_path / "here" / "out" / name).read_bytes() == (tmp_path / "there" / "out" / name).read_bytes()
+
+
+def test_an_end_of_documents_may_be_chosen_and_a_stage_without_one_is_what_it_was(tmp_path: Path) -> None:
+    train_sentencepiece(_texts(40), 300, tmp_path / "t.model")
+    source = _write(tmp_path / "docs.jsonl", [{"text": text} for text in _texts(20)])
+    chosen = TokenizerConfig(path=str(tmp_path / "t.model"), eos="<pad>")
+    assert chosen.recorded() == {"eos": "<pad>", "vocab_size": 4096}
+    assert chosen.model_copy(update={"eos": None}).recorded() == {"vocab_size": 4096}
+    corpus = CorpusConfig(source=str(source), split=SHARES)
+    (tmp_path / "out").mkdir()
+    build_corpus(tmp_path / "out", TokenizeSettings(corpus=corpus, tokenizer=chosen, vocab_size=300, seed=0))
+    tokenizer = load_tokenizer(tmp_path / "out" / "tokenizer")
+    assert tokenizer.eos_id == 2 and open_split(tmp_path / "out", "train", tokenizer).document_tokens(0)[-1] == 2
+    with pytest.raises(UserError, match="`tokenizer`: `eos` names a token of `path`, which is not given"):
+        load_recipe("smoke", ["tokenizer.eos=<pad>"])
 
 
 def test_no_documents_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

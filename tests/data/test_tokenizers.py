@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from synpro_engine.config import UserError
 from synpro_engine.data import Tokenizer, load_tokenizer, read_documents, train_sentencepiece
-from synpro_engine.data.hf_tokenizer import _inside
+from synpro_engine.data.special_tokens import inside
 from tests.synth.published import FAMILIES
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -128,11 +128,11 @@ def test_a_text_is_cut_behind_the_first_character_of_each_special_token_in_it(na
     for _ in range(100):
         text = "".join(rng.choices(pieces, k=rng.randrange(12)))
         cuts = [at + 1 for at in range(len(text)) if any(text.startswith(token, at) for token in tokens)]
-        assert _inside(tokens).split(text) == [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+        assert inside(tokens).split(text) == [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
 
 
 def test_the_time_that_it_takes_to_cut_a_text_does_not_grow_with_the_number_of_special_tokens() -> None:
-    few, many = (_inside(tokens) for tokens in (SPECIAL_OF["llama3"], SPECIAL_OF["256 tokens"]))
+    few, many = (inside(tokens) for tokens in (SPECIAL_OF["llama3"], SPECIAL_OF["256 tokens"]))
     once, longer = (min(timeit.repeat(lambda p=p: p.split("a word " * 1000), number=1, repeat=9)) for p in (few, many))
     assert longer < 20 * once
 

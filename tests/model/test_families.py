@@ -1,5 +1,6 @@
 """The families against transformers, and files in and out."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.hf import export_hf, import_hf
 from synpro_engine.model.hf_config import read_hf_config
 from synpro_engine.model.state import canonical_state
-from tests.model.shapes import transformers_model
+from tests.model.shapes import CONFIGS, transformers_model
 
 
 @pytest.fixture
@@ -80,4 +81,32 @@ def test_seq_len_may_replace_the_file_s(
 ) -> None:
     export_hf(build_model(config, topology), tmp_path / "out", tokenizer)
     assert read_hf_config(tmp_path / "out").seq_len == config.seq_len
-    assert import_hf(tmp_path / "out", topology, seq_len=16).model.config.seq_len == 16
+    model = import_hf(tmp_path / "out", topology, seq_len=16).model
+    assert model.config.seq_len == 16
+    export_hf(model, tmp_path / "again", tokenizer)
+    assert read_hf_config(tmp_path / "again") == config
+
+
+def test_an_export_states_no_length_beyond_a_window_that_it_has_not(
+    topology: Topology, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    export_hf(build_model(CONFIGS["mistral"], topology), tmp_path / "out", tokenizer)
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(settings | {"sliding_window": 32}))
+    export_hf(import_hf(tmp_path / "out", topology, seq_len=16).model, tmp_path / "again", tokenizer)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["max_position_embeddings"] == 32
+
+
+@torch.no_grad()
+def test_a_shape_that_transformers_refuses_of_llama_is_exported_as_what_computes_the_same(
+    topology: Topology, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = CONFIGS["llama 3"].model_copy(update={"heads": 5, "kv_heads": 5, "head_dim": 8})
+    model = build_model(config, topology, seed=3)
+    export_hf(model, tmp_path / "out", tokenizer)
+    tokens_BS = torch.randint(config.vocab_size, (2, 61))
+    theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert (model.hidden(tokens_BS) @ model.output_weight().T - theirs(tokens_BS).logits).abs().max() <= 1e-4
+    assert read_hf_config(tmp_path / "out") == config.model_copy(update={"family": "mistral"})

@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from synpro_engine.config import UserError
 from synpro_engine.data import load_tokenizer
 from synpro_engine.model.gguf_tokenizer import write_tokenizer
 
@@ -67,3 +68,34 @@ def test_a_published_splitting_rule_gives_transformers_ids(rule: str, tmp_path: 
         ids = theirs.encode(text)
         assert ours.encode(text) == list(getattr(ids, "ids", ids)), text
     assert ours.bos_id == (0 if rule == "llama-bpe" else None)  # a Llama 3 file need not say that texts begin with one
+
+
+DAMAGED: dict[str, tuple[Any, str]] = {
+    "tokens": ("many", "tokens` is no list of str, but 'many'"),
+    "tokens of numbers": ([1, 2], r"tokens` is no list of str, but \[1, 2\]"),
+    "merges": ([7], "merges` is no list of str"),
+    "merges of one": (["a"], "merges` do not fit the tokens"),
+    "merges of strangers": (["<no> <such>"], "merges` do not fit the tokens"),
+    "token_type": ([3], "token_type` has 1 entries for 4 tokens"),
+    "token_type of texts": (["3"] * 4, "token_type` is no list of int"),
+    "eos_token_id": ("1", "eos_token_id` = '1' is not among 4 tokens"),
+    "bos_token_id": (True, "bos_token_id` = True is not among 4 tokens"),
+    "pre": (["gpt-2"], r"splitting rule \['gpt-2'\] is not supported"),
+    "chat_template": (["x"], r"`tokenizer.chat_template` is no text, but \['x'\]"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_tokenizer_is_refused_in_one_line_that_names_the_key(tmp_path: Path, case: str) -> None:
+    value, message = DAMAGED[case]
+    metadata: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": ["<b>", "<e>", "a", "b"], "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.token_type": [3, 3, 1, 1], "tokenizer.ggml.eos_token_id": 1,
+    }  # fmt: skip
+    write_tokenizer(tmp_path / "x.gguf", metadata.get, tmp_path / "out")
+    key = case.split(" ")[0]
+    metadata["tokenizer.chat_template" if key == "chat_template" else f"tokenizer.ggml.{key}"] = value
+    with pytest.raises(UserError, match=message) as error:
+        write_tokenizer(tmp_path / "x.gguf", metadata.get, tmp_path / "out")
+    assert str(error.value).startswith(str(tmp_path / "x.gguf")) and "\n" not in str(error.value)

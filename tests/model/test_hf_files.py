@@ -29,6 +29,9 @@ STRETCH = {
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
 GONE = object()
+OF: dict[str, dict[str, Any]] = {
+    family: {"model_type": family, "architectures": GONE} for family in ("mistral", "qwen2", "qwen3")
+}
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +144,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_local_experts": 8}, "`num_local_experts` = 8"),
     ({"quantization_config": {"quant_method": "fp8"}}, "`quantization_config` = "),
     ({"auto_map": {"AutoModelForCausalLM": "modeling.py--Mine"}}, "`auto_map`"),
+    ({"architectures": ["LlamaEncoderModel"]}, r"`architectures` \['LlamaEncoderModel'\] has no LlamaForCausalLM"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "`architectures` .* has no LlamaForCausalLM"),
+    ({"architectures": "LlamaForCausalLM"}, "`architectures` 'LlamaForCausalLM' has no"),
+    ({"model_type": "qwen3"}, r"`architectures` \['LlamaForCausalLM'\] has no Qwen3ForCausalLM"),
     ({"layer_types": ["full_attention", "linear_attention"]}, "`layer_types`: 'linear_attention'"),
     ({"sliding_window": 8}, "`sliding_window`: 8 is shorter than sequences of 16 tokens"),
     ({"sliding_window": "8"}, "`sliding_window`: .*got '8'"),
-    ({"model_type": "mistral", "sliding_window": GONE, "max_position_embeddings": 5000}, "`sliding_window`: 4096 is"),
-    ({"model_type": "qwen2", "sliding_window": 8, "use_sliding_window": True}, "`sliding_window`: 8 is shorter"),
-    ({"model_type": "qwen2", "use_sliding_window": "false"}, "`use_sliding_window`: .*got 'false'"),
-    ({"model_type": "qwen2"}, r"tensor `model.layers.0.self_attn.q_proj.bias` is missing"),
-    ({"model_type": "qwen3"}, r"tensor `model.layers.0.self_attn.q_norm.weight` is missing"),
+    (OF["mistral"] | {"sliding_window": GONE, "max_position_embeddings": 5000}, "`sliding_window`: 4096 is"),
+    (OF["qwen2"] | {"sliding_window": 8, "use_sliding_window": True}, "`sliding_window`: 8 is shorter"),
+    (OF["qwen2"] | {"use_sliding_window": "false"}, "`use_sliding_window`: .*got 'false'"),
+    (OF["qwen2"], r"tensor `model.layers.0.self_attn.q_proj.bias` is missing"),
+    (OF["qwen3"], r"tensor `model.layers.0.self_attn.q_norm.weight` is missing"),
 ]  # fmt: skip
 
 
@@ -178,6 +185,8 @@ EQUAL: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"pretraining_tp": 1, "use_cache": True, "_name_or_path": "x", "attention_dropout": 0.0, "extra": [1]}),
     ("llama", {"layer_types": ["full_attention", "full_attention"], "sliding_window": 16}),
     ("llama", {"head_dim": None, "auto_map": {"AutoTokenizer": "tokenization.py--Mine"}}),
+    ("llama", {"architectures": GONE}),
+    ("llama", {"architectures": ["LlamaMedusa", "LLaMAForCausalLM"]}),
     ("mistral", {"sliding_window": 4096}),
     ("mistral", {"sliding_window": GONE}),
     ("olmo2", {"rms_norm_eps": 1e-6, "clip_qkv": None}),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 
 from synpro_engine.data import HFTokenizer, load_tokenizer, train_sentencepiece
@@ -118,6 +119,21 @@ def test_a_sentencepiece_export_is_whole_and_reads_text_as_we_do(topology: Topol
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (None, 1, 2)
     for text in ("The mill", " two  spaces\n\n1871 é漢 ", "", "\tx"):
         assert theirs(text)["input_ids"] == tokenizer.encode(text) and theirs.decode(tokenizer.encode(text)) == text
+    assert load_tokenizer(tmp_path / "out").fingerprint == tokenizer.fingerprint
+
+
+def test_an_export_whose_text_transformers_reads_otherwise_says_so(
+    topology: Topology, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts = iter([PUBLISHED["TEXT"]] * 40)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_prefix=str(tmp_path / "t"), vocab_size=50, minloglevel=2
+    )
+    tokenizer = load_tokenizer(tmp_path / "t.model")
+    export_hf(build_model(_shape(50), topology), tmp_path / "out", tokenizer)
+    [told] = [line for line in capfd.readouterr().err.splitlines() if "transformers will read text otherwise" in line]
+    assert str(tmp_path / "out") in told and "unigram" in told and "nmt_nfkc" in told
+    assert load_tokenizer(tmp_path / "out").unlike_transformers == tokenizer.unlike_transformers
     assert load_tokenizer(tmp_path / "out").fingerprint == tokenizer.fingerprint
 
 

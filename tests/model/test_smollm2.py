@@ -69,5 +69,5 @@ def test_unknown_models_and_files_are_named(topology: Topology, tmp_path: Path) 
 
 def test_a_tokenizer_with_an_unknown_splitting_rule_is_refused(tmp_path: Path) -> None:
     metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "tekken"}
-    with pytest.raises(UserError, match=r"x.gguf: tokenizer `gpt2` with splitting rule `tekken` is not supported"):
+    with pytest.raises(UserError, match=r"x.gguf: tokenizer 'gpt2' with splitting rule 'tekken' is not supported"):
         build_tokenizer(tmp_path / "x.gguf", metadata.get)

@@ -86,7 +86,7 @@ def check_same_model(members: Sequence[Member]) -> None:
         check_shapes(canonical_shapes(first.config), canonical_shapes(other.config), other.place)
         # Tensors that fit may mean something else, as under another rotary base.
         stored, given = (member.config.model_dump(mode="json") for member in (first, other))
-        difference = first_difference(stored, given, ("seq_len", "init_std"))
+        difference = first_difference(stored, given, ("seq_len", "published_seq_len", "init_std"))
         if difference is not None:
             raise UserError(f"{other.place}: is another model than {first.place}: {difference}")
 

@@ -77,7 +77,9 @@ def serve(
         if not on_main(topology, lambda: (folder / MANIFEST).exists()):  # its name has the weights' hash
             on_main(topology, lambda: folder.parent.mkdir(exist_ok=True))
             export_hf(model, folder, tokenizer)
-        say(topology, f"weights to serve: vllm serve {folder} --served-model-name {name}")
+        # What config.json states may be far longer, and a server sets memory aside for it.
+        length = "" if model.config.published_seq_len is None else f" --max-model-len {model.config.seq_len}"
+        say(topology, f"weights to serve: vllm serve {folder} --served-model-name {name}{length}")
     sampling = settings.generate.sampling
     context = min(model.config.seq_len, settings.prompt.max_tokens + sampling.max_new_tokens)
 

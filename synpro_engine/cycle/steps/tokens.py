@@ -149,7 +149,7 @@ class Tokens:
     def given_tokenizer(self, path: str) -> PublishedTokenizer:
         """The tokenizer that the settings name."""
         # Copied into the stage: every later one reads it from here, whatever becomes of the path.
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, eos=self.settings.tokenizer.eos)
         tokenizer.save(self.into / TOKENIZER)
         return tokenizer
 

@@ -4,8 +4,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.data import load_tokenizer
-from synpro_engine.data.sentencepiece_tokenizer import train_sentencepiece
+from synpro_engine.data import load_tokenizer, train_sentencepiece
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
