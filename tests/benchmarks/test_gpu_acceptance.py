@@ -28,7 +28,8 @@ from synpro_engine.model import offload
 from synpro_engine.model.config import check_layout
 
 WHERE = {"device": "here", "commit": "abc"}
-QUICK = ("decode", "grpo", "checkpoint")
+QUICK = ("linear_logprob", "pretrain", "decode", "grpo", "influence", "checkpoint")
+"""Whose dry runs take less than 15 seconds of a CPU each."""
 
 
 def place(folder: Path) -> Place:
