@@ -1,4 +1,4 @@
-"""What the Triton kernels of linear_logprob and of its rivals take of three GPU generations, without a GPU.
+"""What the Triton kernels of linear_logprob, of its rivals and of the ops on rows take of three GPUs, without one.
 
 `python -m benchmarks.static [--rivals DIR]` compiles ahead of time and reads the machine code: registers, spills,
 shared memory, matrix instructions, and instructions in the innermost loops. It says nothing of time.
@@ -30,10 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line("static", __doc__, "--entropy", "--rivals", "--output")
     for name, default in (("tokens", 8192), ("width", 4096), ("vocab", 131072)):
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name has this in it")
     given = parser.parse_args(argv)
     sys.path.extend(given.rivals)
     shape = Shape(tokens=given.tokens, width=given.width, vocab=given.vocab, dtype=torch.bfloat16)
     cases, missing = gather(shape, entropy=given.entropy)
+    cases = [case for case in cases if given.only in case.does]
+    if not cases:
+        parser.error(f"--only: no kernel has {given.only!r} in its name")
     print(f"T {shape.tokens}, H {shape.width}, V {shape.vocab}, bf16; Triton {version('triton')}")
     rows = list(measure(cases))
     print(layout(rows))

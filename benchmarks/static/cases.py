@@ -17,6 +17,7 @@ from benchmarks.linear_logprob.problem import Shape
 from synpro_kernels.common.launch import Call
 from synpro_kernels.testing.compile_only import Compiled, compile_call, compile_kernel
 
+_HEAD = 128
 _PROCESSORS = 132  # of an H200; decides into how many parts ours cuts the vocabulary, not the code
 
 
@@ -70,6 +71,7 @@ def ours(shape: Shape, *, entropy: bool) -> Iterator[Case]:
     for does, call in calls.items():
         yield Case(library="ours", does=does, build=partial(_compiled, call))
     yield from _distilling(shape)
+    yield from _row_ops(shape)
 
 
 def _distilling(shape: Shape) -> Iterator[Case]:
@@ -89,6 +91,26 @@ def _distilling(shape: Shape) -> Iterator[Case]:
         "distilling: slopes, several": triton_rows.differentiate_call(
             block, block, block, student, teacher, column, 0, slopes, shape.dtype
         ),
+    }
+    for does, call in calls.items():
+        yield Case(library="ours", does=does, build=lambda _, call=call: compile_call(call))
+
+
+def _row_ops(shape: Shape) -> Iterator[Case]:
+    """Norms, gates and turns of heads, and the gradients that are not the turn's own way back."""
+    from synpro_kernels.ops.row_ops import triton_backend as rows
+
+    tokens, width, dtype = shape.tokens, shape.width, shape.dtype
+    x, weight, angle = _meta(tokens, width, dtype=dtype), _meta(width, dtype=dtype), _meta(tokens, 1, _HEAD)
+    # Gates as wide as Llama 3.1 8B has them beside its 4096; queries as they lie in the product with keys and values.
+    gate, gates = (_meta(tokens, part * 7 * width // 2, dtype=dtype) for part in (1, 2))
+    heads = _meta(tokens, 1, max(1, width // _HEAD), 3 * _HEAD, dtype=dtype)[..., :_HEAD]
+    calls = {
+        "norm": rows.norm_call(x, weight, 1e-6),
+        "norm: gradient": rows.norm_gradient_call(x, x, weight, 1e-6),
+        "gate": rows.gate_call(gates),
+        "gate: gradient": rows.gate_gradient_call(gate, gates),
+        "turn of heads": rows.rotary_call(heads, angle, angle),
     }
     for does, call in calls.items():
         yield Case(library="ours", does=does, build=lambda _, call=call: compile_call(call))
