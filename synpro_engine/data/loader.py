@@ -160,12 +160,26 @@ class TokenLoader:
 
     def origin(self, row: int, token: int) -> TokenOrigin:
         """Where input `token` in row `row` of the next global batch is from; the position stays."""
+        name, window = self._window(row)
+        document, offset = self._stream(name).place(window - self._before[name], token)
+        return TokenOrigin(source=name, window=window, document=document, offset=offset)
+
+    def row_sources(self) -> list[str]:
+        """Of which source each row of the next global batch is; the position stays."""
+        blend = Blend(self._weights, self._blend.drawn)
+        return [blend.next() for _ in range(self.global_batch)]
+
+    def row_spans(self, row: int) -> list[Span]:
+        """Which tokens of which documents of its source the inputs of a row of the next global batch are, in order."""
+        name, window = self._window(row)
+        return self._stream(name).stretches(window - self._before[name])
+
+    def _window(self, row: int) -> tuple[str, int]:
+        """Of a row of the next global batch: the source, and its window."""
         blend = Blend(self._weights, self._blend.drawn)
         blend.skip(row)
         name = blend.next()
-        window = self._dealt[name] + blend.drawn[name] - self._blend.drawn[name] - 1
-        document, offset = self._stream(name).place(window - self._before[name], token)
-        return TokenOrigin(source=name, window=window, document=document, offset=offset)
+        return name, self._dealt[name] + blend.drawn[name] - self._blend.drawn[name] - 1
 
     def readings(self, name: str, spans: Mapping[Key, Span], batches: int) -> dict[Key, list[tuple[int, int, int]]]:
         """What the next `batches` read of a source's spans: batch (from 0 for the next one), row, input tokens."""

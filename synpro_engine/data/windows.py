@@ -118,6 +118,16 @@ class WindowSource:
         first, last = np.searchsorted(epoch.starts, [start, start + self.seq_len], side="right") - 1
         return epoch.documents[first : last + 1].tolist()
 
+    def stretches(self, index: int) -> list[tuple[int, int, int]]:
+        """The inputs of window `index`, in order: a document's number, and which of its tokens, from and up to."""
+        number, within = self.epoch_of(index)
+        epoch = self._epoch(number)
+        begin = int(epoch.windows[within]) * self.seq_len
+        first, last = np.searchsorted(epoch.starts, [begin, begin + self.seq_len - 1], side="right") - 1
+        starts, ends = epoch.starts[first : last + 1], epoch.starts[first + 1 : last + 2]
+        low, high = np.maximum(begin, starts) - starts, np.minimum(begin + self.seq_len, ends) - starts
+        return list(zip(epoch.documents[first : last + 1].tolist(), low.tolist(), high.tolist(), strict=True))
+
     def place(self, index: int, token: int) -> tuple[int, int]:
         """Of token `token` of window `index`: the number of its document, and its place among that one's tokens."""
         number, within = self.epoch_of(index)

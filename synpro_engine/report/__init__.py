@@ -15,6 +15,7 @@ from synpro_engine.report.sections.effective_tokens import EffectiveCurve, Effec
 from synpro_engine.report.sections.environment import Environment
 from synpro_engine.report.sections.influence import Influence, InRunInfluence, OperationInfluence, ScoredDocument
 from synpro_engine.report.sections.pretraining import Curve, CurveKind, Plateau, Pretraining
+from synpro_engine.report.sections.provenance import Provenance, SourceText, TrainedDocument, TrainedWindow
 from synpro_engine.report.sections.samples import Sample
 from synpro_engine.report.sections.timeline import StageTiming, Timeline
 from synpro_engine.report.sections.tokens import ArmTokens, MadeTokens, TokenAccount
@@ -45,11 +46,13 @@ __all__ = [
     "OperationShare",
     "Plateau",
     "Pretraining",
+    "Provenance",
     "QuestionsAsked",
     "ReportData",
     "RewardCurves",
     "Sample",
     "ScoredDocument",
+    "SourceText",
     "SplitSize",
     "SourceLoss",
     "StageTiming",
@@ -58,6 +61,8 @@ __all__ = [
     "TaskResult",
     "Timeline",
     "TokenAccount",
+    "TrainedDocument",
+    "TrainedWindow",
     "UniquePoint",
     "closing_summary",
     "join_task_curves",

@@ -17,6 +17,7 @@ from synpro_engine.report.sections.effective_tokens import EffectiveTokens
 from synpro_engine.report.sections.environment import Environment
 from synpro_engine.report.sections.influence import Influence
 from synpro_engine.report.sections.pretraining import Pretraining
+from synpro_engine.report.sections.provenance import Provenance
 from synpro_engine.report.sections.samples import Sample
 from synpro_engine.report.sections.timeline import Timeline
 from synpro_engine.report.sections.tokens import TokenAccount
@@ -74,6 +75,7 @@ class ReportData:
     # Finished stages that measured less of them than this version does.
     with_fewer_gauges: tuple[str, ...] = ()
     tokens: TokenAccount | None = field(default=None, metadata={_TITLE: "Token accounting"})
+    provenance: Provenance = field(default_factory=Provenance, metadata={_TITLE: "From training to sources"})
     arms: Arms = field(default_factory=Arms, metadata={_TITLE: "The arms"})
     downstream: Downstream = field(default_factory=Downstream, metadata={_TITLE: "Downstream tasks"})
     effective_tokens: EffectiveTokens = field(default_factory=EffectiveTokens, metadata={_TITLE: "Effective tokens"})

@@ -34,6 +34,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cycle]:
         yield Cycle(recipe, directory, topology)
 
 
+def test_the_report_follows_windows_to_the_texts_within_megadocs(run: Cycle) -> None:
+    found = report_data(run.directory, run.recipe, run.stages()).provenance
+    window = next(window for window in found.windows if window.source != ORGANIC)
+    places = [trace_token(run, window.stage, window.step, window.row, token) for token in range(0, 64, 3)]
+    told = {document.id: document for document in window.documents}
+    for part in (place.part for place in places if place.part is not None and place.part.offset >= 0):
+        document = told.get(part.id)
+        assert window.more if document is None else document.organic == (part.operation is None)
+        assert document is None or document.organic or document.operation == part.operation
+    made = [document for window in found.windows for document in window.documents if not document.organic]
+    assert made and all(document.sources for document in made)
+
+
 def test_what_its_files_hold_is_documented(run: Cycle) -> None:
     assert faults_in(run.directory) == []
 

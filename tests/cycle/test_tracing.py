@@ -17,7 +17,9 @@ from synpro_engine.cli.trace_text import lines
 from synpro_engine.config import UserError, read_manifest
 from synpro_engine.cycle import Cycle, load_recipe
 from synpro_engine.cycle.summaries import report_data
-from synpro_engine.cycle.tracing import DocumentTrace, trace_document, trace_token
+from synpro_engine.cycle.summaries.finished_run import FinishedRun
+from synpro_engine.cycle.summaries.provenance import provenance
+from synpro_engine.cycle.tracing import DocumentTrace, trace_document, trace_token, windows
 from synpro_engine.cycle.tracing.tokens import _characters
 from synpro_engine.data import IGNORE, Batch, Tokenizer, load_tokenizer
 from synpro_engine.data.compressed import line_reader
@@ -72,6 +74,55 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     recipe = load_recipe("smoke", SETTINGS)
     with launched(recipe.parallel) as topology:
         yield Watched(Cycle(recipe, directory, topology), given)
+
+
+def test_the_report_follows_windows_to_what_their_tokens_are_traced_to(run: Watched) -> None:
+    cycle = run.cycle
+    found = report_data(cycle.directory, cycle.recipe, cycle.stages()).provenance
+    assert [(window.step, window.source) for window in found.windows if window.source == "organic"] == [
+        (step, "organic") for step in (19, 21, 24)
+    ]
+    made = 0
+    for window in found.windows:
+        assert window.stage == "round-2/continue" and window.documents
+        at = 0
+        for document in window.documents:
+            traced = trace_token(cycle, window.stage, window.step, window.row, at)
+            assert (traced.document, traced.source) == (document.id, window.source)
+            # A window may begin within a character, or with what marks a document's end.
+            text = document.text.removesuffix("…")
+            assert text.startswith((traced.text, "\ufffd")) if text else document.tokens == 1
+            synthetic = traced.synthetic
+            assert (synthetic is None) == document.organic == (not document.sources)
+            if synthetic is not None:
+                made += 1
+                operation = synthetic.record["provenance"]["operation"]
+                assert (document.stage, document.operation) == (synthetic.stage, operation)
+                [passage], [source] = synthetic.passages, document.sources
+                assert (source.document, source.start, source.end) == (passage.document, passage.start, passage.end)
+                assert passage.text.startswith(source.text.removesuffix("…"))
+            at += document.tokens
+        assert at == 64 or window.more
+    assert made > 3
+
+
+def test_texts_that_lie_behind_what_is_looked_through_are_told_by_their_ids_alone(
+    run: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "MOST_TEXTS", 1)
+    cycle = run.cycle
+    found = report_data(cycle.directory, cycle.recipe, cycle.stages()).provenance
+    made = [document for window in found.windows for document in window.documents if not document.organic]
+    assert made and any(not document.sources for document in made)
+    assert all(document.id and (document.text or document.tokens == 1) for document in made)  # its end has no text
+
+
+def test_a_run_without_generated_text_says_so_and_one_before_its_first_round_has_nothing_yet(run: Watched) -> None:
+    directory, stages = run.cycle.directory, [stage.name for stage in run.cycle.stages()]
+    organic = load_recipe("smoke", ["arms={one: {text: organic}}"])
+    assert "all that it trains on is organic" in provenance(FinishedRun(directory, organic, [])).missing
+    begun = [name for name in stages if not name.endswith("/continue")]
+    assert provenance(FinishedRun(directory, run.cycle.recipe, begun)).windows == ()
 
 
 def _document(run: Watched, id: str) -> DocumentTrace:

@@ -420,18 +420,22 @@ def test_each_held_out_token_is_a_target_exactly_once(ranks: int, batch_size: in
     assert [token for token, _ in pairs] == [corpus.eos_id, *stream[:-1]]
 
 
-def test_a_token_s_origin_is_the_place_in_its_document_that_holds_it() -> None:
+def test_a_token_s_origin_is_the_place_in_its_document_that_holds_it_and_so_are_a_row_s_spans() -> None:
     loader, dealt = _loader(), _loader()
     dealt.skip(9)
     for _ in range(9):
         loader.next_batch()
     for _ in range(4):  # some of them past the end of an epoch
         origins = [[loader.origin(row, token) for token in range(SEQ)] for row in range(12)]
+        spans, sources = [loader.row_spans(row) for row in range(12)], loader.row_sources()
         batch, same = loader.next_batch(), dealt.next_batch()
         assert torch.equal(batch.tokens_BS, same.tokens_BS), "skipping is dealing unseen"
         for row, tokens in enumerate(origins):
             for origin, id in zip(tokens, batch.tokens_BS[row].tolist(), strict=True):
                 assert CORPORA[origin.source].document_tokens(origin.document)[origin.offset] == id
+            told = [(document, at) for document, first, stop in spans[row] for at in range(first, stop)]
+            assert told == [(origin.document, origin.offset) for origin in tokens]
+            assert {origin.source for origin in tokens} == {sources[row]}
 
 
 def test_the_readings_of_documents_are_the_rows_that_hold_their_tokens_and_how_many() -> None:

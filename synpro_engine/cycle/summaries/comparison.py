@@ -51,7 +51,7 @@ def _run(directory: Path, label: str) -> ComparedRun:
     return ComparedRun(
         label=label,
         place=str(directory),
-        data=report_data(directory, recipe, looked_at(recipe, directory).stages),
+        data=report_data(directory, recipe, looked_at(recipe, directory).stages, traced=False),
         tokenizer=_tokenizer(directory),
         texts={"validation": _text(directory, "validation"), "reference": _reference(directory, recipe)},
         tasks={

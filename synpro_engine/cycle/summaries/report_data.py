@@ -19,21 +19,25 @@ from synpro_engine.cycle.summaries.environment import environment
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.cycle.summaries.influence import influence
 from synpro_engine.cycle.summaries.pretraining import pretraining
+from synpro_engine.cycle.summaries.provenance import provenance
 from synpro_engine.cycle.summaries.samples import samples
 from synpro_engine.cycle.summaries.timeline import timeline
 from synpro_engine.cycle.summaries.tokens import tokens
 from synpro_engine.cycle.summaries.tuning import tuning
 from synpro_engine.cycle.summaries.yields import filtered, mixtures, yields
 from synpro_engine.evaluate import Diversity
-from synpro_engine.report import ModelInfo, ReportData
+from synpro_engine.report import ModelInfo, Provenance, ReportData
 from synpro_engine.train.checkpoint import checkpoint_model_config
 
 _ROUND = ", round "
 """Behind the names of texts of rounds before the newest, as `evaluate` writes them."""
 
 
-def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> ReportData:
-    """All that the page shows; parts of stages that are not finished stay empty."""
+def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage], *, traced: bool = True) -> ReportData:
+    """All that the page shows; parts of stages that are not finished stay empty.
+
+    traced: whether trained windows are followed to their sources, which no other part is as slow as.
+    """
     run = FinishedRun(directory, recipe, (stage.name for stage in stages))
     return ReportData(
         title=f"SynPro cycle: {recipe.name}",
@@ -53,6 +57,7 @@ def report_data(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> Rep
         diversity=_diversity(run),
         with_fewer_gauges=tuple(run.with_fewer_gauges),
         tokens=tokens(run),
+        provenance=provenance(run) if traced else Provenance(),
         arms=arms(run),
         downstream=downstream(run),
         effective_tokens=effective_tokens(run),

@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any, Literal
 
 from synpro_engine.config import UserError, nearest
-from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.run_layout import LEFT_OUT, STITCHED, SYNTHETIC, TOKENIZE, UNIQUE, Round, shards_path
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.cycle.steps.pretraining import ORGANIC, Training
@@ -25,6 +24,7 @@ from synpro_engine.cycle.tracing.stored import (
     records_from,
     removed_texts,
 )
+from synpro_engine.cycle.tracing.traced import TracedRun
 from synpro_engine.data import Split, open_shards
 from synpro_engine.data.compressed import line_reader
 from synpro_engine.data.loader import Span
@@ -113,7 +113,7 @@ class DocumentTrace:
     """Arms that have another text under the same id; those that share this one's generation have the same."""
 
 
-def trace_document(cycle: Cycle, id: str, arm: str | None = None) -> DocumentTrace:
+def trace_document(cycle: TracedRun, id: str, arm: str | None = None) -> DocumentTrace:
     """Trace an organic document, a record of the corpus that was cut or left out, or a synthetic text. Collective.
 
     arm: whose texts are meant, by its name or that of one of its stages; None: of a text the first one's that has it.
@@ -151,7 +151,7 @@ def trace_document(cycle: Cycle, id: str, arm: str | None = None) -> DocumentTra
     raise UserError(f"{directory}: no document {id!r}, neither organic nor synthetic nor left out{_hint(cycle, id)}")
 
 
-def _arm_of(cycle: Cycle, given: str) -> str:
+def _arm_of(cycle: TracedRun, given: str) -> str:
     """The arm of that name, or whose stage it is; UserError where there is none."""
     arms, stages = cycle.recipe.all_arms, {stage: cycle.training(stage).arm for stage in cycle.training_stages}
     found = given if given in arms else stages.get(given)
@@ -160,7 +160,7 @@ def _arm_of(cycle: Cycle, given: str) -> str:
     return found
 
 
-def _rounds_that_have(cycle: Cycle, id: str) -> dict[Round, str]:
+def _rounds_that_have(cycle: TracedRun, id: str) -> dict[Round, str]:
     """The rounds with a text of that id, answers that were refused and megadocs among them, and the stages it is of."""
     found: dict[Round, str] = {}
     for number, made in cycle.rounds.items():
@@ -172,7 +172,7 @@ def _rounds_that_have(cycle: Cycle, id: str) -> dict[Round, str]:
     return found
 
 
-def _made_text(cycle: Cycle, number: Round, id: str) -> DocumentTrace:
+def _made_text(cycle: TracedRun, number: Round, id: str) -> DocumentTrace:
     """Of a round that has it."""
     recipe, made = cycle.recipe.of_arm(number.of_arm), cycle.rounds[number]
     synthetic = find_synthetic(cycle.directory, recipe, id, made.values())
@@ -186,20 +186,20 @@ def _made_text(cycle: Cycle, number: Round, id: str) -> DocumentTrace:
     return DocumentTrace(document=id, life=Life(fate="kept", tokens=tokens, read=tuple(read)), parts=document.parts)
 
 
-def _left_out(cycle: Cycle, id: str) -> tuple[dict[str, Any], ...]:
+def _left_out(cycle: TracedRun, id: str) -> tuple[dict[str, Any], ...]:
     """The list names records by file and line, as ids of records without one do, and where they repeat a text by id."""
     lines = (json.loads(line) for _, line in line_reader(cycle.directory / TOKENIZE / LEFT_OUT))
     return tuple(line for line in lines if f"{line.get('file')}:{line.get('line')}" == id or repr(id) in line["why"])
 
 
-def _rounds(cycle: Cycle, arm: str | None) -> list[Round]:
+def _rounds(cycle: TracedRun, arm: str | None) -> list[Round]:
     """Those of an arm; None: of all, but for those whose texts are another's."""
     if arm is not None:
         return [number for number in cycle.rounds if number.of_arm == arm]
     return list({cycle.shards_of(number): number for number in reversed(cycle.rounds)}.values())[::-1]
 
 
-def _made(cycle: Cycle, source: str, arm: str | None) -> Iterator[Made]:
+def _made(cycle: TracedRun, source: str, arm: str | None) -> Iterator[Made]:
     for number in _rounds(cycle, arm):
         made = cycle.rounds[number]
         found = records_from(cycle.directory, source, made.values())
@@ -217,7 +217,7 @@ def _made(cycle: Cycle, source: str, arm: str | None) -> Iterator[Made]:
             )
 
 
-def _lives(cycle: Cycle, number: Round | None, refusals: Mapping[str, str | None]) -> dict[str, Life]:
+def _lives(cycle: TracedRun, number: Round | None, refusals: Mapping[str, str | None]) -> dict[str, Life]:
     """What became of texts of a round (None: organic ones), by id; refusals: the reason, None of accepted ones."""
     shards = cycle.directory / (TOKENIZE if number is None else cycle.shards_of(number))
     lives = {id: Life(fate="accepted" if why is None else "refused", why=why) for id, why in refusals.items()}
@@ -235,7 +235,7 @@ def _lives(cycle: Cycle, number: Round | None, refusals: Mapping[str, str | None
     return lives
 
 
-def _life_of_unique(cycle: Cycle, id: str) -> Life:
+def _life_of_unique(cycle: TracedRun, id: str) -> Life:
     corpus = open_shards(shards_path(cycle.directory / UNIQUE, UNIQUE))
     at = corpus.numbers_of([id])[id]
     tokens = len(corpus.document_tokens(at))
@@ -243,7 +243,7 @@ def _life_of_unique(cycle: Cycle, id: str) -> Life:
     return Life(fate="kept", tokens=tokens, read=tuple(read))
 
 
-def _spans(cycle: Cycle, number: Round | None, ids: Collection[str]) -> dict[str, Span]:
+def _spans(cycle: TracedRun, number: Round | None, ids: Collection[str]) -> dict[str, Span]:
     """Where texts stand in the documents of a round, or of the train split; of those that are there."""
     if number is not None and (cycle.directory / cycle.shards_of(number) / STITCHED).exists():
         return {
@@ -257,13 +257,13 @@ def _spans(cycle: Cycle, number: Round | None, ids: Collection[str]) -> dict[str
     return {id: (at, 0, len(corpus.document_tokens(at))) for id, at in corpus.numbers_of(ids).items()}
 
 
-def _stitched(cycle: Cycle, number: Round) -> Iterator[Stitched]:
+def _stitched(cycle: TracedRun, number: Round) -> Iterator[Stitched]:
     """What the documents of a round consist of; none where each text is one, or there are none yet."""
     parts = cycle.directory / cycle.shards_of(number) / STITCHED
     return stitched_documents(parts) if parts.exists() else iter(())
 
 
-def _within(cycle: Cycle, source: str, arm: str | None) -> Iterator[Within]:
+def _within(cycle: TracedRun, source: str, arm: str | None) -> Iterator[Within]:
     for number in _rounds(cycle, arm):
         spans = {
             document.id: (at, begin, end)
@@ -276,7 +276,7 @@ def _within(cycle: Cycle, source: str, arm: str | None) -> Iterator[Within]:
             yield Within(id=id, stage=cycle.shards_of(number), tokens=end - begin, read=tuple(read[id]))
 
 
-def _read(cycle: Cycle, number: Round | None, spans: Mapping[str, Span]) -> dict[str, list[Read]]:
+def _read(cycle: TracedRun, number: Round | None, spans: Mapping[str, Span]) -> dict[str, list[Read]]:
     """By id what the finished training stages read of texts: these tokens of documents of a round (None: organic)."""
     if number is None:
         return _read_by(cycle, ORGANIC, spans, lambda training: True)
@@ -286,7 +286,7 @@ def _read(cycle: Cycle, number: Round | None, spans: Mapping[str, Span]) -> dict
 
 
 def _read_by(
-    cycle: Cycle, source: str, spans: Mapping[str, Span], reads: Callable[[Training], bool]
+    cycle: TracedRun, source: str, spans: Mapping[str, Span], reads: Callable[[Training], bool]
 ) -> dict[str, list[Read]]:
     read: dict[str, list[Read]] = {id: [] for id in spans}
     for stage, steps in finished_steps(cycle).items():
@@ -306,7 +306,7 @@ def _read_by(
 _MADE = re.compile(r"(?:round-\d+/)?(.+?):\d+-\d+:[^:]+:\d+")
 
 
-def _hint(cycle: Cycle, id: str) -> str:
+def _hint(cycle: TracedRun, id: str) -> str:
     """What an unknown id may have been meant for, among the organic documents."""
     made = _MADE.fullmatch(id)
     wanted = id if made is None else made[1]

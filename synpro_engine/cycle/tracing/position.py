@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from synpro_engine.config import UserError, read_record, verify_artifact
-from synpro_engine.cycle.cycle import Cycle
-from synpro_engine.cycle.run_layout import TRAINING_RESULT
+from synpro_engine.cycle.checkpoints import checkpoint_of
+from synpro_engine.cycle.run_layout import TOKENIZER, TRAINING_RESULT
 from synpro_engine.cycle.steps.corpus import open_tokenizer
-from synpro_engine.cycle.steps.pretraining import TrainingResult
+from synpro_engine.cycle.steps.pretraining import Training, TrainingResult
 from synpro_engine.cycle.steps.weights import stage_checkpoint
-from synpro_engine.data import PublishedTokenizer, TokenCorpus, TokenLoader
+from synpro_engine.cycle.tracing.traced import TracedRun
+from synpro_engine.data import PublishedTokenizer, TokenCorpus, TokenLoader, load_tokenizer
 from synpro_engine.train.checkpoint import checkpoint_extra
 
 
@@ -28,30 +30,46 @@ class Reading:
     """The stage's steps, as its metrics count them."""
 
 
-def finished_steps(cycle: Cycle) -> dict[str, range]:
+def finished_steps(cycle: TracedRun) -> dict[str, range]:
     """The steps of each training stage that is finished, in the order of the run."""
     found: dict[str, range] = {}
     for stage in cycle.training_stages:
         if (cycle.directory / stage).exists():
             verify_artifact(cycle.directory / stage)
-            start = cycle.training(stage).start
-            # An arm counts on from the stage that it goes on from.
-            before = 0 if start is None else read_record(start / TRAINING_RESULT, TrainingResult).step
-            last = read_record(cycle.directory / stage / TRAINING_RESULT, TrainingResult).step
-            found[stage] = range(before + 1, last + 1)
+            found[stage] = _steps(cycle.training(stage), cycle.directory / stage)
     return found
 
 
-def open_reading(cycle: Cycle, stage: str, steps: range) -> Reading:
+def _steps(training: Training, directory: Path) -> range:
+    # An arm counts on from the stage that it goes on from.
+    before = 0 if training.start is None else read_record(training.start / TRAINING_RESULT, TrainingResult).step
+    return range(before + 1, read_record(directory / TRAINING_RESULT, TrainingResult).step + 1)
+
+
+def open_reading(cycle: TracedRun, stage: str, steps: range) -> Reading:
     """The loader of a finished training stage as it was before its first step. Collective."""
     training = cycle.training(stage)
     tokenizer = open_tokenizer(training.tokens, cycle.topology)
-    sources = training.sources(tokenizer, cycle.directory / stage)
+    start = None if training.start is None else stage_checkpoint(training.start, cycle.topology)
+    return _reading(training, cycle.directory / stage, steps, tokenizer, start)
+
+
+def open_alone(training: Training, directory: Path) -> Reading:
+    """The same on one rank, whatever the others do. directory: of the finished stage."""
+    start = None if training.start is None else checkpoint_of(training.start)
+    tokenizer = load_tokenizer(training.tokens / TOKENIZER)
+    return _reading(training, directory, _steps(training, directory), tokenizer, start)
+
+
+def _reading(
+    training: Training, directory: Path, steps: range, tokenizer: PublishedTokenizer, start: Path | None
+) -> Reading:
+    """start: the checkpoint that the stage went on from."""
+    sources = training.sources(tokenizer, directory)
     loader = training.loader(sources)
-    if training.start is not None:
-        extra = checkpoint_extra(stage_checkpoint(training.start, cycle.topology))
-        loader.load_state_dict(cast("dict[str, Any]", extra["data"]))
-    return Reading(stage=stage, loader=loader, corpora=sources.corpora, tokenizer=tokenizer, steps=steps)
+    if start is not None:
+        loader.load_state_dict(cast("dict[str, Any]", checkpoint_extra(start)["data"]))
+    return Reading(stage=training.name, loader=loader, corpora=sources.corpora, tokenizer=tokenizer, steps=steps)
 
 
 def check_step(steps: dict[str, range], stage: str, known: tuple[str, ...], step: int) -> range:

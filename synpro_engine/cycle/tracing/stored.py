@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,25 @@ class SyntheticText:
 
 
 def find_line(path: Path, id: str) -> dict[str, Any] | None:
-    """The record of a document in a file that the engine wrote; None where it is not in there.
+    """The record of a document in a file that the engine wrote; None where it is not in there."""
+    return next((record for _, _, record in _find_lines([path], [id])), None)
 
-    A file is read until then: of a corpus of terabytes that takes as long as decompressing it.
+
+def _find_lines(
+    paths: Iterable[Path], ids: Collection[str], most: int | None = None
+) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """The records of documents, each once, with the files they are in; of so many lines at most (None: of all).
+
+    Files are read until all are found: of a corpus of terabytes that takes as long as decompressing it.
     """
-    head = _head(id) + b","
-    return next((json.loads(line) for _, line in line_reader(path) if line.startswith(head)), None)
+    wanted = {_head(id) + b",": id for id in ids}
+    lines = ((path, line) for path in paths if wanted for _, line in line_reader(path))
+    for path, line in islice(lines, most):
+        if line.startswith(tuple(wanted)):
+            head = next(head for head in wanted if line.startswith(head))
+            yield wanted.pop(head), path, json.loads(line)
+            if not wanted:
+                return
 
 
 def _head(id: str) -> bytes:
@@ -105,14 +119,33 @@ def find_synthetic(directory: Path, recipe: Recipe, id: str, stages: Iterable[st
 
     recipe: as the arm has it.
     """
+    return find_synthetics(directory, recipe, [id], stages).get(id)
+
+
+def find_synthetics(
+    directory: Path, recipe: Recipe, ids: Iterable[str], stages: Iterable[str], most: int | None = None
+) -> dict[str, SyntheticText]:
+    """The same of several texts, by id, in one pass over what each stage wrote and one over the documents.
+
+    most: so many lines are looked through in each pass (None: all); a text or a source behind them is not found.
+    """
+    records: dict[str, tuple[str, Path, dict[str, Any]]] = {}
+    wanted = set(ids)
     for stage in finished_stages(directory, stages):
-        for path in _written_files(directory / stage / CORPUS):
-            record = find_line(path, id)
-            if record is not None:
-                passages = _passages(directory, record, f"{path}: {id!r}")
-                filters = recipe.filter.model_dump(exclude_defaults=True)
-                return SyntheticText(stage=stage, record=record, passages=passages, filters=filters)
-    return None
+        files = _written_files(directory / stage / CORPUS)
+        for id, path, record in _find_lines(files, wanted - records.keys(), most):
+            records[id] = stage, path, record
+    origins = {
+        id: as_record(record["provenance"], _Origin, f"{path}: {id!r}") for id, (_, path, record) in records.items()
+    }
+    texts = _sources(directory, {origin.source for origin in origins.values()}, most)
+    found: dict[str, SyntheticText] = {}
+    for id, (stage, path, record) in records.items():
+        if most is None or origins[id].source in texts:
+            passages = _passages(directory, origins[id], texts, f"{path}: {id!r}")
+            filters = recipe.filter.model_dump(exclude_defaults=True)
+            found[id] = SyntheticText(stage=stage, record=record, passages=passages, filters=filters)
+    return found
 
 
 def records_from(directory: Path, source: str, stages: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -148,14 +181,17 @@ def finished_stages(directory: Path, names: Iterable[str]) -> list[str]:
     return done
 
 
-def _passages(directory: Path, record: dict[str, Any], where: str) -> tuple[Passage, ...]:
-    origin = as_record(record["provenance"], _Origin, where)
-    path = documents_path(directory / TOKENIZE, "train")
+def _sources(directory: Path, ids: Collection[str], most: int | None) -> dict[str, str]:
     verify_artifact(directory / TOKENIZE)
-    found = find_line(path, origin.source)
-    if found is None:
+    path = documents_path(directory / TOKENIZE, "train")
+    return {id: record["text"] for id, _, record in _find_lines([path], ids, most)}
+
+
+def _passages(directory: Path, origin: _Origin, texts: Mapping[str, str], where: str) -> tuple[Passage, ...]:
+    if origin.source not in texts:
+        path = documents_path(directory / TOKENIZE, "train")
         raise UserError(f"{where}: its source {origin.source!r} is not in {path}")
-    text: str = found["text"]
+    text = texts[origin.source]
     spans = origin.slices or ((origin.start, origin.end),)
     first = text[slice(*spans[0])]
     # What the generator was shown, and not what stands there by chance.

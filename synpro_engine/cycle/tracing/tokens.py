@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from synpro_engine.config import UserError
-from synpro_engine.cycle.cycle import Cycle
 from synpro_engine.cycle.run_layout import STITCHED
 from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.steps.stitching import stitched_documents
 from synpro_engine.cycle.tracing.position import check_step, finished_steps, open_reading
 from synpro_engine.cycle.tracing.stored import SyntheticText, find_organic, find_synthetic, find_unique
+from synpro_engine.cycle.tracing.traced import TracedRun
 from synpro_engine.data import IGNORE, Tokenizer, TokenOrigin
 
 _AROUND = 100  # characters that are shown on each side
@@ -65,7 +65,7 @@ class TokenTrace:
     """Where the document was stitched; text and characters are then the part's own."""
 
 
-def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> TokenTrace:
+def trace_token(cycle: TracedRun, stage: str, step: int, row: int, token: int) -> TokenTrace:
     """Trace input `token` of `row` (both from 0) in the global batch of a stage's step (from 1, as in the metrics).
 
     Collective. UserError, which names the option, for a stage, step, row or token that is not there.
@@ -113,7 +113,7 @@ def trace_token(cycle: Cycle, stage: str, step: int, row: int, token: int) -> To
     )
 
 
-def _part(cycle: Cycle, stage: str, origin: TokenOrigin) -> TokenPart | None:
+def _part(cycle: TracedRun, stage: str, origin: TokenOrigin) -> TokenPart | None:
     """What the token is of, where its document was stitched."""
     number = cycle.round_of(stage, origin.source)
     if number is None or not (parts := cycle.directory / cycle.shards_of(number) / STITCHED).exists():
@@ -134,7 +134,7 @@ def _part(cycle: Cycle, stage: str, origin: TokenOrigin) -> TokenPart | None:
 _WHOLE = {"row": "batch", "token": "row"}
 
 
-def _text(cycle: Cycle, stage: str, source: str, document: str) -> tuple[str, SyntheticText | None]:
+def _text(cycle: TracedRun, stage: str, source: str, document: str) -> tuple[str, SyntheticText | None]:
     number = cycle.round_of(stage, source)
     if source == ORGANIC:
         found = find_organic(cycle.directory, document)
