@@ -34,7 +34,7 @@ _INVENTED = (
     "{name}, who had {n} men with him, left for Vienna in {year}.",
     "A report of {year} by Professor {name} counts {n} cases of it.",
 )
-_NAMES = ("Thornbury", "Kessel", "Whitlock", "Marchetti", "Ostrow")
+NAMES = ("Thornbury", "Kessel", "Whitlock", "Marchetti", "Ostrow")
 
 
 def sentences(text: str) -> list[str]:
@@ -42,7 +42,7 @@ def sentences(text: str) -> list[str]:
     return [part for part in _SENTENCE.split(text.strip()) if part]
 
 
-def _joined(parts: Sequence[str], text: str) -> str:
+def joined(parts: Sequence[str], text: str) -> str:
     """As many sentences as `text` has, with its own breaks between them: its layout stays."""
     breaks = [*_SENTENCE.findall(text.strip()), ""]
     return "".join(part + gap for part, gap in zip(parts, breaks, strict=True))
@@ -59,7 +59,7 @@ def _shuffled(text: str, other: str, chance: random.Random) -> str | None:
     for _ in range(10):
         chance.shuffle(order)
         if order != parts:
-            return _joined(order, text)
+            return joined(order, text)
     return None
 
 
@@ -75,7 +75,7 @@ def _number_swapped(text: str, other: str, chance: random.Random) -> str | None:
 
 def _name_swapped(text: str, other: str, chance: random.Random) -> str | None:
     names = sorted(set(_NAME.findall(text)))
-    others = sorted(set(_NAME.findall(other)) - set(names)) or list(_NAMES)
+    others = sorted(set(_NAME.findall(other)) - set(names)) or list(NAMES)
     if not names:
         return None
     return re.sub(rf"\b{chance.choice(names)}\b", chance.choice(others), text)
@@ -91,12 +91,12 @@ def _contradicted(text: str, other: str, chance: random.Random) -> str | None:
 
 def _invented(text: str, other: str, chance: random.Random) -> str | None:
     invention = chance.choice(_INVENTED).format(
-        year=chance.randint(1801, 1999), n=chance.randint(12, 980), name=chance.choice(_NAMES)
+        year=chance.randint(1801, 1999), n=chance.randint(12, 980), name=chance.choice(NAMES)
     )
     parts = sentences(text)
     at = chance.randrange(len(parts))
     parts[at] += f" {invention}"
-    return _joined(parts, text)
+    return joined(parts, text)
 
 
 def _omitted(text: str, other: str, chance: random.Random) -> str | None:
@@ -105,7 +105,7 @@ def _omitted(text: str, other: str, chance: random.Random) -> str | None:
         return None
     for i in chance.sample(range(len(parts)), (len(parts) + 1) // 2):
         parts[i] = ""
-    return re.sub(r" {2,}", " ", _joined(parts, text)).strip()
+    return re.sub(r" {2,}", " ", joined(parts, text)).strip()
 
 
 def _off_topic(text: str, other: str, chance: random.Random) -> str | None:
@@ -116,7 +116,7 @@ def _loop(text: str, other: str, chance: random.Random) -> str | None:
     parts = sentences(text)
     if len(parts) < 2:
         return None
-    return _joined([chance.choice(parts)] * len(parts), text)
+    return joined([chance.choice(parts)] * len(parts), text)
 
 
 def _words_shuffled(text: str, other: str, chance: random.Random) -> str | None:

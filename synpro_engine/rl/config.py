@@ -148,6 +148,9 @@ class HeldOutConfig(Config):
     """Slices of validation documents that are measured, over all ranks; intervals are over them."""
     members: int = Field(default=2, gt=0)
     """Completions of each slice, by the same random numbers each time."""
+    facts: int = Field(default=4, ge=0)
+    """Slices of them that are rewritten once more with a number, a name and a date planted in each, to see which of
+    these a rewriting keeps; 0 does without."""
 
     def due(self, steps: int) -> list[int]:
         """Steps that are done at each measurement of a tuning of so many."""

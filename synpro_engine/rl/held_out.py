@@ -17,6 +17,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import gather_objects, say
 from synpro_engine.model.model import Model
 from synpro_engine.rl.config import TuneConfig
+from synpro_engine.rl.facts import FactCheck
 from synpro_engine.rl.record import means, rollout_row
 from synpro_engine.rl.rollouts import RewardScorer, RolloutWorker
 from synpro_engine.rl.types import Prompt
@@ -66,6 +67,10 @@ class HeldOut:
             Sampler(policy, sampler, prompter.tokenizer.decode), scorer, weights, prompter,
             config.model_copy(update={"group_size": self._members}), self._topology, _SEED, needs,
         )  # fmt: skip
+        self._facts = FactCheck(
+            slices if config.held_out.facts else (), config.held_out.facts, self._worker, prompter, self._topology,
+            longest=longest, key=f"{key}.facts",
+        )  # fmt: skip
         self._slices = [prompt.key for prompt in self._prompts]
         self._first: Mapping[str, Any] | None = None
 
@@ -96,7 +101,8 @@ class HeldOut:
         axis, count, size = self._topology.dp, len(self._prompts), self._members
         # Any number of slices: a rank without one comes along, for rewards are scored together.
         places = range(count * axis.rank // axis.size, count * (axis.rank + 1) // axis.size)
-        rollouts, asked = self._worker.score(self._prompts, places, self._worker.sample(self._prompts, 0, places))
+        sampled, facts = self._worker.sample(self._prompts, 0, places), self._facts.measure()
+        rollouts, asked = self._worker.score(self._prompts, places, sampled)
         mine: Rows = {}
         for group in (rollouts[at : at + size] for at in range(0, len(rollouts), size)):
             rows = [rollout_row(rollout) for rollout in group]
@@ -108,7 +114,7 @@ class HeldOut:
             self._first = {"slices": self._slices, "before": found}
         elif (before := self._before) is not None:
             values |= differences(found, before)
-        values |= {"slices": len(found), "completions": len(found) * size}
+        values |= facts | {"slices": len(found), "completions": len(found) * size}
         values |= {f"judge/{name}": number for name, number in asked.items()}
         return values | {"seconds": time.perf_counter() - began}
 

@@ -132,7 +132,7 @@ def test_rewards_that_generation_does_not_measure_cost_it_nothing() -> None:
 
 
 def test_measurements_on_what_is_held_out_are_drawn_and_scored_and_count_with_tuning() -> None:
-    settings = "tune.rephrase.held_out={{every: {every}, slices: 10, members: 4}}"
+    settings = "tune.rephrase.held_out={{every: {every}, slices: 10, members: 4, facts: 6}}"
     without, with_it = (
         {cost.stage: cost for cost in costs("smoke", [settings.format(every=every)]).costs} for every in (0, 2)
     )
@@ -140,8 +140,8 @@ def test_measurements_on_what_is_held_out_are_drawn_and_scored_and_count_with_tu
     assert changed == ["round-1/tune-rephrase"]
     alone, measured = without[changed[0]], with_it[changed[0]]
     # Before, after step 2, and after the last, which is the third.
-    assert measured.sampled - alone.sampled == 3 * 10 * 4 * 32
-    assert alone.tokens is not None and measured.tokens == alone.tokens + 3 * 10 * 4 * (700 + 32)
+    assert measured.sampled - alone.sampled == 3 * (10 + 6) * 4 * 32  # six more with planted facts
+    assert alone.tokens is not None and measured.tokens == alone.tokens + 3 * (10 + 6) * 4 * (700 + 32)
     assert alone.flops < measured.flops and measured.held == alone.held and measured.disk == alone.disk
 
 

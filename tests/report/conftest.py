@@ -107,6 +107,7 @@ def _rewards(operation: str, steps: int) -> RewardCurves:
             ],
             "quality": [Measured(step=0, value=0.1, band=None), Measured(step=steps, value=0.3, band=None)],
         },
+        facts=((0, 0.75), (steps, 0.5)),
         canaries={"quality": [(1, 0.97), (11, 0.9), (21, 0.62)], "similarity": [(1, 0.8), (11, 0.82), (21, 0.81)]},
         canary_least={"quality": 0.7},
     )

@@ -199,11 +199,20 @@ def test_what_judges_still_see_is_drawn_where_they_were_looked_at(full_report: R
     assert "rates above themselves" not in render_report(dataclasses.replace(full_report, tuning=without))
 
 
+def test_the_share_of_planted_facts_that_texts_keep_is_told_where_it_was_measured(full_report: ReportData) -> None:
+    first, *others = full_report.tuning
+    page = render_report(
+        dataclasses.replace(full_report, tuning=(first, *(dataclasses.replace(one, facts=()) for one in others)))
+    )
+    assert page.count("Of facts planted in held-out slices") == 1
+    assert f"keep 75.0% at step 0, 50.0% at step {len(first.steps)}." in page
+
+
 def test_what_was_measured_on_held_out_slices_is_drawn_over_the_steps(full_report: ReportData) -> None:
     page = render_report(full_report)
     assert page.count("held-out slices</text>") == page.count("each step's slices</text>") == len(full_report.tuning)
     assert "95 % interval of what has changed" in page
-    without = tuple(dataclasses.replace(curves, held_out={}) for curves in full_report.tuning)
+    without = tuple(dataclasses.replace(curves, held_out={}, facts=()) for curves in full_report.tuning)
     assert "held-out slices" not in render_report(dataclasses.replace(full_report, tuning=without))
 
 

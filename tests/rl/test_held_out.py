@@ -3,6 +3,7 @@
 import functools
 import runpy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
+from synpro_engine.model.build import build_model
+from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import Candidate, Composer
+from synpro_engine.reward.facts import KINDS, plant_facts
 from synpro_engine.rl.config import HeldOutConfig, TuneConfig
 from synpro_engine.rl.held_out import differences, paired_difference
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
-from synpro_engine.synth import Prompter, Slice
+from synpro_engine.synth import Parsed, Prompter, Reject, Slice
 from synpro_engine.train.metrics import read_metrics
 
 TEXTS = ("five", "six", "seven", "eight", "nine")
@@ -31,7 +35,8 @@ def toy() -> dict[str, Any]:
 
 
 def config(steps: int = 5, held_out: dict[str, int] | None = None, **settings: Any) -> TuneConfig:
-    measured = {"every": 2, "slices": 5, "members": 3} if held_out is None else held_out
+    # Without facts, which are longer than the toy's window.
+    measured = {"facts": 0} | ({"every": 2, "slices": 5, "members": 3} if held_out is None else held_out)
     given = {"steps": steps, "checkpoint_every": 2, "held_out": measured, **settings}
     return TuneConfig.model_validate(toy()["CONFIG"].model_dump() | given)
 
@@ -137,7 +142,7 @@ def test_differences_are_to_the_same_slices_also_after_others_or_none_in_between
 
 def _measured(directory: Path, tp: int) -> None:
     helpers = runpy.run_path(str(Path(__file__).with_name("toy.py")))
-    settings = {"steps": 2, "held_out": {"every": 1, "slices": 3, "members": 3}}
+    settings = {"steps": 2, "held_out": {"every": 1, "slices": 3, "members": 3, "facts": 0}}
     held_out = [Slice(doc_id=t, start=0, end=len(t), text=t) for t in TEXTS[:3]]
     with launched(ParallelConfig(tp=tp)) as topology:
         chosen = TuneConfig.model_validate(helpers["CONFIG"].model_dump() | settings)
@@ -170,6 +175,43 @@ def test_fewer_slices_than_wanted_are_told_and_none_is_refused_by_its_key(
     for nothing in ([], long):
         with pytest.raises(UserError, match=rf"`tune.toy.held_out`: none of {len(nothing)} slices"):
             toy()["run"](topology, tmp_path / "none", config(2), held_out=nothing)
+
+
+TOLD = [plant_facts(piece.text, piece.key) for piece in SLICES]
+
+
+def _telling(raw: str, *, min_chars: int, finished: bool) -> Parsed:
+    """Of whatever was written: the first slice with its facts; a third of the answers is refused."""
+    assert TOLD[0] is not None
+    ok = sum(map(ord, raw)) % 3 > 0
+    return Parsed(ok=ok, text=TOLD[0].text if ok else "", reason=None if ok else Reject.EMPTY)
+
+
+def _with_facts(directory: Path, telling: bool, ranks: int = 1) -> None:
+    helpers = runpy.run_path(str(Path(__file__).with_name("toy.py")))
+    measured = {"every": 2, "slices": 5, "members": 3, "facts": 3}
+    chosen = TuneConfig.model_validate(helpers["CONFIG"].model_dump() | {"steps": 3, "held_out": measured})
+    operation = replace(helpers["OPERATION"], parser=_telling) if telling else helpers["OPERATION"]
+    with launched(ParallelConfig()) as topology:
+        shape = ModelConfig(
+            family="llama", layers=3, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=36, seq_len=160
+        )
+        policy = build_model(shape, topology, seed=5)
+        helpers["run"](topology, directory, chosen, policy=policy, operation=operation, held_out=SLICES)
+
+
+def test_facts_that_completions_keep_are_counted_over_those_of_the_right_form(tmp_path: Path) -> None:
+    run_ranks(_with_facts, 1, directory=tmp_path / "alone", telling=True)
+    found = records(tmp_path / "alone", "held_out")
+    assert [record["step"] for record in found] == [0, 2, 3]
+    for record in found:
+        # All tell the facts of the first of three slices: those of others they lack, but for a name that two have.
+        assert 0 < record["facts_texts"] < 9 and 0.0 < record["facts/number"] == record["facts/date"] < 1.0
+        assert record["facts"] == pytest.approx(sum(record[f"facts/{kind}"] for kind in KINDS) / 3)
+    run_ranks(_with_facts, 2, directory=tmp_path / "ranks", telling=True)
+    assert [r["facts"] for r in records(tmp_path / "ranks", "held_out")] == pytest.approx([r["facts"] for r in found])
+    run_ranks(_with_facts, 1, directory=tmp_path / "noise", telling=False)
+    assert all(record["facts"] == 0.0 for record in records(tmp_path / "noise", "held_out"))
 
 
 class Sometimes:
@@ -225,6 +267,6 @@ def test_only_slices_that_both_measurements_have_are_compared() -> None:
 def test_measurements_are_before_on_the_way_and_after_and_undo_no_stage() -> None:
     assert HeldOutConfig(every=4).due(10) == [0, 4, 8, 10] and HeldOutConfig(every=4).due(8) == [0, 4, 8]
     assert HeldOutConfig().due(8) == [] and HeldOutConfig(every=9).due(2) == [0, 2]
-    recipe = load_recipe("smoke", ["tune.rephrase.held_out={every: 3, slices: 5, members: 1}"])
+    recipe = load_recipe("smoke", ["tune.rephrase.held_out={every: 3, slices: 5, members: 1, facts: 2}"])
     other = load_recipe("smoke", ["tune.rephrase.held_out.every=0"])
     assert recipe.tune["rephrase"].recorded() == other.tune["rephrase"].recorded()

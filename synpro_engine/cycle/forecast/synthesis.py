@@ -31,14 +31,16 @@ def tuning(sizes: Sizes, stage: str, operation: str) -> Cost:
     prompt, new = sizes.recipe.prompt.max_tokens, config.sampling.max_new_tokens
     weights, held_out = sizes.recipe.reward.weights(operation), config.held_out
     texts = float(config.steps) * config.prompts_per_step * config.group_size
-    measured = float(len(held_out.due(config.steps))) * held_out.slices * held_out.members
+    looks = float(len(held_out.due(config.steps))) * held_out.members
+    # What is written of slices with planted facts is drawn, and not judged.
+    measured, drawn = looks * held_out.slices, looks * (held_out.slices + held_out.facts)
     flops = _judging(sizes, texts + measured, new, weights)
     held = {PAGES: config.sampler.cache_mib * 2.0**20, **_judges(sizes, weights)}
     if generator is not None:
         # A prompt is read once for its completions, as many as stand in a micro-batch.
         read = prompt / min(config.group_size, config.micro_batch) + new
         drawn_from = prompt / held_out.members + new  # a token of what is held out is only read
-        passes = texts * read * _passes(config) + measured * drawn_from / 3
+        passes = texts * read * _passes(config) + drawn * drawn_from / 3
         flops += passes * flops_per_token(generator.model, prompt + new)
         held |= _policy(config, generator, read)
     moves = frozenset[str]()
@@ -47,9 +49,9 @@ def tuning(sizes: Sizes, stage: str, operation: str) -> Cost:
         moves = PARKED if config.sampler.graphs else PARKED | {PAGES}
     return Cost(
         stage=stage,
-        tokens=(texts + measured) * (prompt + new),
+        tokens=(texts + drawn) * (prompt + new),
         flops=flops,
-        sampled=(texts + measured) * new,
+        sampled=(texts + drawn) * new,
         held=held,
         disk=generator.saved() if generator else 0.0,
         moves=moves,

@@ -47,6 +47,7 @@ class _Measurement(Record):
     """A record of the kind `held_out`: by reward, "" for their sum, its value, and its change with an interval."""
 
     step: int
+    facts: float | None = None
     reward: dict[str, float | None]
     difference: dict[str, float | None]
     low: dict[str, float | None]
@@ -60,7 +61,7 @@ class _Measurement(Record):
             what, _, reward = name.partition("/")
             if what in found:
                 found[what][reward] = value
-        return {"step": fields["step"], **found}
+        return {"step": fields["step"], "facts": fields.get("facts"), **found}
 
     def band(self, reward: str, value: float) -> tuple[float, float] | None:
         """The interval of the change, drawn around where that led to; None where there is none."""
@@ -103,6 +104,7 @@ def tuning(run: FinishedRun) -> tuple[RewardCurves, ...]:
                 within_nucleus=config.sampling.cuts,
                 lengths=tuple(s.length for s in steps),
                 held_out=_held_out(run, this.tune(operation)),
+                facts=_facts(run, this.tune(operation)),
                 canaries=_canaries(run, this.tune(operation)),
                 canary_least=config.judge_canary.least,
             )
@@ -119,6 +121,13 @@ def _held_out(run: FinishedRun, stage: str) -> dict[str, list[Measured]]:
                 measured = Measured(step=record.step, value=value, band=record.band(name, value))
                 found.setdefault(name, []).append(measured)
     return found
+
+
+def _facts(run: FinishedRun, stage: str) -> list[tuple[int, float]]:
+    """(step, share) where texts with planted facts were rewritten: before tuning and after it."""
+    found = [(record.step, record.facts) for record in run.metrics(stage, KIND, _Measurement)]
+    told = [(step, share) for step, share in found if share is not None]
+    return told if len(told) < 3 else [told[0], told[-1]]
 
 
 def _canaries(run: FinishedRun, stage: str) -> dict[str, list[tuple[int, float]]]:

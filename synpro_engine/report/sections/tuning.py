@@ -41,6 +41,8 @@ class RewardCurves:
     lengths: tuple[float, ...] = ()  # tokens per completion
     held_out: Mapping[str, Sequence[Measured]] = field(default_factory=dict)
     """By part, "" for the total: what it was on slices that never train."""
+    facts: Sequence[tuple[int, float]] = ()
+    """(step, share of planted facts that its texts kept), on slices that never train."""
     canaries: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """By judge (step, share of completions that it rated above themselves with a fault planted)."""
     canary_least: Mapping[str, float] = field(default_factory=dict)
