@@ -366,7 +366,7 @@ def test_an_export_has_the_weights_that_are_asked_for(
     last = tensors(steps(run)[-1])["decoder.final_layernorm.weight"]
     for options, expected in (((), stored), (("--weights", "raw"), last)):
         output = tmp_path / "-".join(("out", *options[1:]))
-        succeeded(capsys, "export", "smoke", *SETTINGS, "--dir", str(run), "--output", str(output), *options)
+        succeeded(capsys, "export", str(run / "config.yaml"), "--dir", str(run), "--output", str(output), *options)
         with launched(ParallelConfig()) as topology:
             norm = import_hf(output, topology).model.final_norm_weight()
         assert norm is not None and torch.equal(norm.detach(), expected)
