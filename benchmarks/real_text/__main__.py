@@ -20,7 +20,7 @@ from benchmarks.common.environment import ROOT, environment
 from benchmarks.common.records import read_lines, write_lines
 from benchmarks.real_text.commands import Commands, OutOfTime
 from benchmarks.real_text.outcome import records_of
-from benchmarks.real_text.page import blocks, draw
+from benchmarks.real_text.page import blocks, draw, told_elsewhere
 from benchmarks.real_text.rates import measure
 from benchmarks.real_text.study import RECIPE, Study, jobs
 from benchmarks.real_text.tuned import settings_record
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n\n".join(tables.values()))
     if given.docs:
         renew(given.docs / "real-text.md", tables)
+        renew(given.docs / "evidence.md", {"evidence-real-text": told_elsewhere(records)})
         draw(records, given.docs / "images" / PICTURE)
     return 0
 

@@ -39,6 +39,11 @@ def blocks(records: Sequence[Record], recipe: Recipe) -> dict[str, str]:
     return {f"real-text-{name}": table or _NOTHING for name, table in tables.items()}
 
 
+def told_elsewhere(records: Sequence[Record]) -> str:
+    """What docs/evidence.md has of the study: its multiples, once there are any."""
+    return worth(_trained(records), CURVES) or "*None yet: no training of it is on record.*"
+
+
 def _losses(records: Iterable[Record], arm: str) -> dict[int, float]:
     """By seed: loss on the validation split at the evaluation of the lowest loss on the reference split."""
     return {one["seed"]: best(one) for one in of_arm(records, arm)}

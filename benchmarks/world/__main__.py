@@ -21,6 +21,7 @@ from benchmarks.common.environment import commit, environment
 from benchmarks.common.records import read_lines, write_lines
 from benchmarks.world.page import blocks, draw
 from benchmarks.world.ranking import Ranking
+from benchmarks.world.spread import spread
 from benchmarks.world.study import Study, tune_repetition
 from benchmarks.world.trainings import Trainings
 from benchmarks.world.world import World
@@ -45,6 +46,13 @@ def seed_records(seed: int, place: Path, known: Sequence[Record], topology: Topo
     shutil.rmtree(place, ignore_errors=True)
 
 
+def _spread_records(seed: int, place: Path, known: Sequence[Record], topology: Topology) -> Iterator[Record]:
+    """The noise of scores in one world, unless it is known."""
+    if not any(one["bench"] == "world_spread" and one["seed"] == seed for one in known):
+        yield {"bench": "world_spread", "seed": seed, **spread(Trainings(World(seed), place, topology))}
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def _where() -> dict[str, object]:
     return environment(torch.device("cpu"))
 
@@ -61,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--ranking", type=int, nargs="+", metavar="STEPS",
         help="in place of arms: what each action is worth after up to so many steps, and other scores than influence's",
     )  # fmt: skip
+    parser.add_argument("--spread", action="store_true", help="in place of arms: the noise of scores in groups")
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="records to show, in place of a run")
     given = parser.parse_args(arguments)
     output = given.given or given.output or given.dir / "records.jsonl"
@@ -77,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if others := {one["environment"]["commit"] for one in known} - {commit()["commit"]}:
                     print(f"{output}: has records of other commits too: {', '.join(map(str, others))}", file=sys.stderr)
                 place = given.dir / f"seed-{seed}"
-                if given.ranking:
+                if given.spread:
+                    records = _spread_records(seed, place, known, topology)
+                elif given.ranking:
                     ranking = Ranking(Trainings(World(seed), place, topology))
                     records = ranking.records([one for one in known if one["seed"] == seed], given.ranking)
                 else:

@@ -12,9 +12,11 @@ import numpy as np
 from benchmarks.common.multiples import interval, mean
 from benchmarks.common.tables import markdown
 from benchmarks.common.worth import Trained, multiples
+from benchmarks.world.cost import costs
 from benchmarks.world.ranking_page import horizons, scores, spearman
 from benchmarks.world.rephraser import ACTIONS
-from benchmarks.world.study import COPIES
+from benchmarks.world.spread import told
+from benchmarks.world.study import COPIES, LEFT_OUT
 from benchmarks.world.trainings import ALL_TOKENS
 from benchmarks.world.world import World
 from synpro_engine.evaluate.effective_tokens import UniqueCurve
@@ -23,7 +25,6 @@ from synpro_engine.evaluate.repetition import NAMES
 Record = Mapping[str, Any]
 _BASE = "repetition"
 _READ = float(ALL_TOKENS)
-_LEFT_OUT = ("theta", *(f"unique-{copies}" for copies in COPIES))
 
 
 def blocks(records: Sequence[Record]) -> dict[str, str]:
@@ -34,9 +35,11 @@ def blocks(records: Sequence[Record]) -> dict[str, str]:
         "world-arms": _arms(records),
         "world-pairs": _pairs(records),
         "world-curve": _curve(records),
+        "world-cost": costs(records),
         "world-actions": _actions(records),
         "world-horizons": horizons(records),
         "world-scores": scores(records),
+        "world-spread": told(records),
         "world-grid": _grid(records),
     }
 
@@ -82,7 +85,7 @@ def _arms(records: Sequence[Record]) -> str:
     for name in dict.fromkeys(one["name"] for one in records if one["bench"] == "world"):
         losses = _losses(records, name)
         both = sorted(losses.keys() & base.keys())
-        if name in _LEFT_OUT or not both:
+        if name in LEFT_OUT or not both:
             continue
         found, paired = mean(list(losses.values())), mean([losses[seed] - base[seed] for seed in both])
         than = "" if name == _BASE else f"{paired.value:+.3f} ({interval(paired)})"

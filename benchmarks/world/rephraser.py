@@ -20,7 +20,8 @@ from synpro_engine.rl.advantages import per_reward_advantages
 WRONG = {"careful": 0.0, "careless": 0.3}
 """Probability of each value to be made up."""
 ACTIONS = [(form, care) for form in FORMS for care in WRONG]
-_SOURCES, _RATE = 6, 0.15
+SOURCES, _RATE = 6, 0.15
+"""Documents of a step of tuning."""
 _JUDGES_NOISE = 0.1
 Rewards = Callable[[Sequence[Text], Sequence[int], np.random.Generator], dict[str, list[float]]]
 
@@ -55,18 +56,18 @@ class Rephraser:
         """Policy-gradient steps on advantages within groups (`per_reward_advantages`)."""
         rng = world.draws("tuning")
         for _ in range(steps):
-            chosen = [sources[int(rng.integers(len(sources)))] for _ in range(_SOURCES)]
+            chosen = [sources[int(rng.integers(len(sources)))] for _ in range(SOURCES)]
             made = [self.rephrase(world, source, rng) for source in chosen for _ in range(self.group)]
             texts, actions = [text for text, _ in made], [action for _, action in made]
             parts = {
-                name: torch.tensor(values).reshape(_SOURCES, self.group)
+                name: torch.tensor(values).reshape(SOURCES, self.group)
                 for name, values in rewards(texts, actions, rng).items()
             }
             advantage_R = per_reward_advantages(parts, weights).flatten().numpy()
             # d log p(a) / d logits = onehot(a) - p
             gradient_A = -advantage_R.sum() * self.probabilities
             np.add.at(gradient_A, actions, advantage_R)
-            self.logits_A = self.logits_A + _RATE * gradient_A / _SOURCES
+            self.logits_A = self.logits_A + _RATE * gradient_A / SOURCES
 
 
 def judged(texts: Sequence[Text], actions: Sequence[int], rng: np.random.Generator) -> dict[str, list[float]]:

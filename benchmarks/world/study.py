@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.world.rephraser import ACTIONS, WRONG, Rephraser, judged, within_groups
+from benchmarks.world.rephraser import ACTIONS, SOURCES, WRONG, Rephraser, judged, within_groups
 from benchmarks.world.trainings import MASK, TUNED, UNTUNED, Trainings
 from benchmarks.world.world import PEOPLE, Text, World
 from synpro_engine.influence import Estimator, EstimatorConfig
@@ -20,6 +20,8 @@ GRID: list[dict[str, Any]] = [
 MASKED = TUNED | {"dropout": {**TUNED["dropout"], "tokens": 0.15, "mask_token": MASK}}
 COPIES = (2, 4, 8)
 """Times that each person's documents are drawn, for the curve that multiples are read off by distinct tokens."""
+LEFT_OUT = ("theta", *(f"unique-{copies}" for copies in COPIES))
+"""Trainings that are no arm."""
 _STEPS, _OF_EACH, _BEST_OF = 30, 3, 4
 Record = dict[str, Any]
 _JUDGES = {"quality": 1.0, "faithfulness": 1.0}
@@ -107,6 +109,18 @@ class Study:
             "influence": float(np.mean(scored)),
             "error": float(np.std(scored, ddof=1) / len(scored) ** 0.5),
         }
+
+
+def texts_made(name: str) -> int:
+    """Synthetic texts that an arm trains on."""
+    return _OF_EACH * PEOPLE if name == "prompted" or name.startswith(("tuned", "best of")) else 0
+
+
+def texts_scored(name: str) -> int:
+    """Texts that influence scores for an arm, to tune by or to choose from; the placebo's are scored too."""
+    tuning, drawn = _STEPS * SOURCES * Rephraser.group, _OF_EACH * PEOPLE * _BEST_OF
+    both = {"tuned, influence": tuning, "tuned, influence shuffled": tuning, "best of four by influence": drawn}
+    return both.get(name, 0)
 
 
 def texts_of(world: World, sources: Sequence[Text], action: int) -> list[Text]:

@@ -35,7 +35,10 @@ MASK = VOCABULARY
 TO_THETA, FROM_THETA = 300, 300
 """Steps."""
 _ROWS, _RATE = 16, 2e-3
-ALL_TOKENS = (TO_THETA + FROM_THETA) * _ROWS * SHAPE.seq_len
+BATCH_TOKENS = _ROWS * SHAPE.seq_len
+DIRECTION_BATCHES = 5
+"""Read for a direction: one of the reference and four of training."""
+ALL_TOKENS = (TO_THETA + FROM_THETA) * BATCH_TOKENS
 """Read by each arm, theta's included, and by each size of the curve."""
 _WALK_RATE = 3e-4  # a sixth of training's, as the paper's is of its own
 UNTUNED: dict[str, Any] = {"optimizer": {"lr": _RATE, "weight_decay": 0.1}}
@@ -140,7 +143,7 @@ class Trainings:
         engine = Engine(model, OptimizerConfig.model_validate(TUNED["optimizer"]))
         load_checkpoint(self._last(self.theta) if at is None else at, model, engine)
         loader = self._loader({"organic": self.world.organic()}, 0.0)
-        upcoming = [[loader.next_batch()] for _ in range(4)]
+        upcoming = [[loader.next_batch()] for _ in range(DIRECTION_BATCHES - 1)]
         direction = next_step_direction(engine, self._held_out["reference"], upcoming)
         named = {
             name: next_step_direction(engine, self._batches(texts), upcoming) for name, texts in (others or {}).items()

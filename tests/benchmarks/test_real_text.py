@@ -87,6 +87,7 @@ def _page(tmp_path: Path) -> Path:
     docs.mkdir()
     marks = (f"<!-- real-text-{name} -->\n<!-- end of real-text-{name} -->\n" for name in NAMES)
     (docs / "real-text.md").write_text("".join(marks))
+    (docs / "evidence.md").write_text("<!-- evidence-real-text -->\n<!-- end of evidence-real-text -->\n")
     return docs
 
 
@@ -96,6 +97,7 @@ def test_a_page_without_records_claims_nothing(tmp_path: Path) -> None:
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
     page = (docs / "real-text.md").read_text()
     assert "0 of 56 trainings are on record." in page and "nothing is claimed" in page and "|" not in page
+    assert "None yet" in (docs / "evidence.md").read_text()
     assert not (docs / "images").exists()
 
 
@@ -141,6 +143,7 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
         "untuned repetition waits for three sizes: `untuned`, `unique-2-untuned`, `unique-4-untuned` are missing"
         in page
     )
+    assert "| tuned | 2.30 (" in (docs / "evidence.md").read_text()
     assert "Less synthetic text than organic" not in page
     assert "a model of 2.10M parameters" in page
     assert "| placebo | +0.100 | 0.100 to 0.100 |" in page and "| 6.000 |" in page

@@ -13,6 +13,7 @@ from benchmarks.world.page import unique_curve
 from benchmarks.world.ranking import BASE, HORIZONS, NAMES
 from benchmarks.world.ranking_page import horizons, scores
 from benchmarks.world.rephraser import ACTIONS, Rephraser, judged, within_groups
+from benchmarks.world.spread import components
 from benchmarks.world.study import COPIES
 from benchmarks.world.world import EOS, FORMS, PEOPLE, VOCABULARY, Text, World, corpus
 from synpro_engine.config import json_text
@@ -112,7 +113,7 @@ def _study(theta: float) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for seed in (1, 2, 3):
         for name, loss in arms.items():
-            shares = {"probabilities": [1 / len(ACTIONS)] * len(ACTIONS)} if name.startswith("tuned") else {}
+            shares = {"probabilities": [1 / len(ACTIONS)] * len(ACTIONS), "tokens": 14_400} if "tuned" in name else {}
             records.append({"bench": "world", "seed": seed, "name": name, "validation": loss + seed / 100, **shares})
         for number, (form, care) in enumerate(ACTIONS):
             of = {"validation": 2.0 - number / 20, "influence": number / 1e3, "error": 0.1}
@@ -128,9 +129,11 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
         "world-arms",
         "world-pairs",
         "world-curve",
+        "world-cost",
         "world-actions",
         "world-horizons",
         "world-scores",
+        "world-spread",
         "world-grid",
     )
     (docs / "evidence.md").write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in names))
@@ -143,8 +146,20 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     ]  # half of the way from the loss of 2 to that of 4
     assert "| tuned, influence | 3 | 1.270 |" in page and f"-0.750 (-0.750 to -0.750) | {worth:.2f} (" in page
     assert "| tuned, no influence | 0.350 | 0.350 to 0.350 |" in page
+    # 30 steps of 6 documents, 8 texts of 20 tokens each, and five batches for the direction, of 600 trained on.
+    more = 1 + (1440 * 20 / 2048 + 5) / 600
+    assert f"| {more:.2f} |" in next(line for line in page.splitlines() if line.startswith("| tuned, influence | 720"))
     assert "Rank correlation of influence with what is gained: 1.00." in page and "| 6 % |" in page
     assert (docs / "images" / "world.png").stat().st_size > 10_000
+
+
+def test_variances_within_groups_are_read_back_whatever_a_part_does_to_a_whole_group() -> None:
+    rng = np.random.default_rng(0)
+    groups, completions, parts = 4000, 8, 4
+    shared = 5.0 * rng.standard_normal((groups, 1, parts)) + 3.0 * rng.standard_normal((groups, 1, 1))
+    own = 0.5 * rng.standard_normal((groups, completions, 1))
+    found = components(shared + own + 0.2 * rng.standard_normal((groups, completions, parts)))
+    assert (found["between"], found["noise"]) == (pytest.approx(0.25, rel=0.03), pytest.approx(0.04, rel=0.03))
 
 
 def _ranked(seed: int) -> list[dict[str, Any]]:

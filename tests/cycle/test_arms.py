@@ -36,6 +36,7 @@ from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.data import open_shards, read_documents
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.evaluate import measure_diversity
+from synpro_engine.evaluate.repetition import NAMES
 from synpro_engine.train.metrics import read_metrics
 from tests.cli.refusals import refused, succeeded
 
@@ -272,6 +273,8 @@ def test_an_oracle_with_less_text_reads_the_beginning_of_the_others_and_its_curv
     organic = _json(run.directory, "tokenize", "shards", "train", "stats.json")["tokens"]
     read = _json(run.directory, "arms/oracle/continue/result.json")["samples"]["unique"] * 64
     assert (curve.base, curve.settings) == ("plain", "")
+    windows = _json(run.directory, "arms/plain/continue/result.json")["samples"]
+    assert curve.total == 64 * sum(windows.values()) and list(curve.readings) == list(NAMES)
     assert [point.arms for point in curve.points] == [("plain",), ("oracle-less",), ("oracle",)]
     assert [point.tokens for point in curve.points] == [organic, organic + less.num_tokens, organic + read]
     assert set(curve.arms) == set(ARMS) - {"oracle", "oracle-less"}

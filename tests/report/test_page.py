@@ -9,6 +9,7 @@ import pytest
 
 from synpro_engine.config import as_record, json_text
 from synpro_engine.cycle.steps.evaluation import Results
+from synpro_engine.evaluate.repetition import NAMES
 from synpro_engine.report import Pretraining, ReportData, SourceLoss, render_report, sections, svg, write_report
 from synpro_engine.report.data import SECTIONS
 from synpro_engine.report.headline import statement
@@ -269,6 +270,11 @@ def test_the_curve_of_unique_text_says_where_its_losses_rise_and_its_base_is_wor
 ) -> None:
     [curve] = full_report.effective_tokens.curves
     assert not curve.notes and next(curve.worth()).multiples == {"isotonic": "1", "power law": "1"}
+    known = dataclasses.replace(curve, total=1e6)
+    worth = {one.name: one.multiples for one in known.worth()}
+    assert list(worth["tuned"]) == [*NAMES] and worth["repetition"][NAMES[-1]] == "1"
+    two = dataclasses.replace(known, points=known.points[:2])
+    assert list(two.readings) == ["isotonic"], "a law takes three sizes"
     first, second, last = curve.points
     rising = dataclasses.replace(curve, points=(first, dataclasses.replace(second, losses=(5.0, 5.1)), last))
     assert "first 2 sizes rise" in rising.notes[0] and "up to 2 times" in rising.notes[0]

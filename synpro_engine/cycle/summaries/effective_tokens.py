@@ -131,6 +131,7 @@ def _curve(run: FinishedRun, base: str, points: Sequence[UniquePoint], losses: M
         settings=_settings(run, base),
         points=tuple(points),
         arms={name: tuple(of.values()) for name, of in arms.items() if name not in long},
+        total=float(sum(_result(run, base).samples.values()) * run.recipe.model.seq_len),
         missing=tuple(missing),
     )
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from synpro_engine.evaluate.effective_tokens import (
-    READINGS,
+    Reading,
     UniqueCurve,
     effective_multiple,
     fitted_power_law,
     pooled,
 )
+from synpro_engine.evaluate.repetition import readings_of
 from synpro_engine.report import svg
 from synpro_engine.report.looks import look_of
 from synpro_engine.report.numbers import compact
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _RESAMPLES = 1000
+_FOR_A_LAW = 3  # sizes
 _DRAWN = 60  # places of a fitted curve
 
 
@@ -61,6 +63,8 @@ class EffectiveCurve:
     """From the fewest tokens to the most, the first of which are the base's; two at the least."""
     arms: Mapping[str, tuple[float, ...]]
     """The losses of the arms that are held to it, by seed; the base is among them."""
+    total: float | None = None
+    """Tokens that each of them was trained on in all; None where nobody knows."""
     missing: tuple[str, ...] = ()
 
     @property
@@ -72,7 +76,9 @@ class EffectiveCurve:
     def curve(self) -> UniqueCurve:
         """The points."""
         return UniqueCurve(
-            tokens=tuple(point.tokens for point in self.points), losses=tuple(point.losses for point in self.points)
+            tokens=tuple(point.tokens for point in self.points),
+            losses=tuple(point.losses for point in self.points),
+            totals=None if self.total is None else (self.total,) * len(self.points),
         )
 
     @property
@@ -86,9 +92,13 @@ class EffectiveCurve:
         return (*self.missing, rise) if level > 1 else self.missing
 
     @property
-    def readings(self) -> tuple[str, ...]:
+    def readings(self) -> Mapping[str, Reading]:
         """Those that so many sizes allow."""
-        return tuple(name for name in READINGS if name != "power law" or len(self.points) >= 3)
+        return {
+            name: reading
+            for name, reading in readings_of(self.curve, self.total).items()
+            if name == "isotonic" or len(self.points) >= _FOR_A_LAW
+        }
 
     def worth(self) -> Iterator[Worth]:
         """What each arm is worth."""
@@ -96,10 +106,8 @@ class EffectiveCurve:
         for name, losses in self.arms.items():
             alone = len(losses) == 1 and all(len(some) == 1 for some in curve.losses)
             told = {
-                reading: effective_multiple(
-                    curve, losses, READINGS[reading], resamples=1 if alone else _RESAMPLES
-                ).told(curve)
-                for reading in self.readings
+                name: effective_multiple(curve, losses, reading, resamples=1 if alone else _RESAMPLES).told(curve)
+                for name, reading in self.readings.items()
             }
             # Of one seed alone an interval would be a point that looks like certainty.
             shown = {reading: text.partition(" (")[0] if alone else text for reading, text in told.items()}
