@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from synpro_kernels.common.launch import Call, Tile, capability_of, ceil_div
 from synpro_kernels.ops.linear_logprob.tiles import tile_for
-from synpro_kernels.ops.linear_logprob.triton_math import capped, gradient, merge
+from synpro_kernels.ops.linear_logprob.triton_math import LN_2, capped, gradient, merge
 from synpro_kernels.ops.linear_logprob.types import Shard, Stats
 
 
@@ -85,10 +85,10 @@ def stats_kernel(
         z = tl.where(cols[None, :] < vocab, z, -float("inf"))
         m, s, u = merge(z, m, s, u, ENTROPY)
     to = split.to(tl.int64) * tokens + rows
-    tl.store(maximum + to, m, mask=in_range)
+    tl.store(maximum + to, m * LN_2, mask=in_range)
     tl.store(sumexp + to, s, mask=in_range)
-    tl.store(weighted + to, u, mask=in_range)
-    tl.store(target_logit + to, at_target, mask=in_range)
+    tl.store(weighted + to, u * LN_2, mask=in_range)
+    tl.store(target_logit + to, at_target * LN_2, mask=in_range)
 
 
 @triton.jit
@@ -221,7 +221,7 @@ def _fits_descriptors(hidden_TH: Tensor, weight_BH: Tensor, capability: int) -> 
 def _logit_options(shard: Shard, bias_B: Tensor | None) -> dict[str, Any]:
     softcap = shard.settings.softcap
     return {
-        "scale": shard.settings.scale,
+        "scale": shard.settings.scale_in_bits,
         "inverse_softcap": 1.0 / softcap if softcap else 0.0,
         "HAS_BIAS": bias_B is not None,
         "HAS_SOFTCAP": softcap is not None,

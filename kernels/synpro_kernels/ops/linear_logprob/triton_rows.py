@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from synpro_kernels.common.launch import Call, ceil_div
-from synpro_kernels.ops.linear_logprob.triton_math import gradient, merge
+from synpro_kernels.ops.linear_logprob.triton_math import LN_2, LOG2_E, gradient, merge
 from synpro_kernels.ops.linear_logprob.types import LogitSettings, Stats
 
 _OPTIONS = {"WIDTH": 4096, "num_warps": 8}  # entries of a row that a program holds at once: 16 for each thread
@@ -24,19 +24,19 @@ def merge_kernel(
     row = tl.program_id(0)
     values = block + row.to(tl.int64) * stride
     one = row + tl.arange(0, 1)  # the statistics of a tile of one token
-    state = (tl.load(maximum + one), tl.load(sumexp + one), tl.load(weighted + one))
+    state = (tl.load(maximum + one) * LOG2_E, tl.load(sumexp + one), tl.load(weighted + one) * LOG2_E)
     for at in range(0, count, WIDTH):
         columns = at + tl.arange(0, WIDTH)
         # Masked entries arrive as -inf, which `merge` counts as nothing; a positive scale keeps them so.
         z = tl.load(values + columns, mask=columns < count, other=-float("inf")) * scale
         state = merge(z[None, :], state[0], state[1], state[2], True)
-    tl.store(maximum + one, state[0])
+    tl.store(maximum + one, state[0] * LN_2)
     tl.store(sumexp + one, state[1])
-    tl.store(weighted + one, state[2])
+    tl.store(weighted + one, state[2] * LN_2)
     place = tl.load(column + row) - start
     if (place >= 0) & (place < count):
         # A plain store: of all blocks and shards' columns one at most is the target, and the start is 0.
-        tl.store(target_logit + row, tl.load(values + place) * scale)
+        tl.store(target_logit + row, tl.load(values + place) * scale * LN_2)
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def differentiate(
 def merge_call(block_CB: Tensor, stats: Stats, column_C: Tensor, start: int, settings: LogitSettings) -> Call:
     """The launch that `merge_` makes."""
     tokens, count = block_CB.shape
-    arguments = block_CB, block_CB.stride(0), column_C, start, *stats, count, settings.scale
+    arguments = block_CB, block_CB.stride(0), column_C, start, *stats, count, settings.scale_in_bits
     return Call(merge_kernel, (tokens,), arguments, _OPTIONS, tuple(stats))
 
 
@@ -83,7 +83,8 @@ def differentiate_call(
     # In place is safe although programs share a row: each reads the WIDTH entries that it writes, and no others.
     out_CB = block_CB if block_CB.dtype == dtype else torch.empty_like(block_CB, dtype=dtype)
     arguments = (
-        block_CB, block_CB.stride(0), out_CB, out_CB.stride(0), coefficients_C5, column_C, start, count, settings.scale,
+        block_CB, block_CB.stride(0), out_CB, out_CB.stride(0), coefficients_C5, column_C, start, count,
+        settings.scale_in_bits,
     )  # fmt: skip
     options = _OPTIONS | {"HAS_SOFTCAP": settings.softcap is not None}
     grid = tokens, ceil_div(count, _OPTIONS["WIDTH"])

@@ -3,6 +3,7 @@
 Shapes: T tokens, H width, V rows of this rank's weight (columns of its logits); C tokens and B columns of a block.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -56,6 +57,11 @@ class LogitSettings:
     def scale(self) -> float:
         """Factor from tanh(product / softcap), or from the product where there is no cap, to the logit."""
         return (self.softcap or 1.0) / self.temperature
+
+    @property
+    def scale_in_bits(self) -> float:
+        """The same to log2 e times the logit: what GPUs raise to a power is 2."""
+        return self.scale * math.log2(math.e)
 
 
 class Stats(NamedTuple):
