@@ -2,8 +2,8 @@
 
 The first generation learns from the text alone. Each later one begins from other weights, reads the text in another
 order, and learns from the labels and from what the generation before it says of each token (`pretrain.distill`;
-"Born-Again Networks", Furlanello et al., arXiv 1805.04770). Any recipe will do; what it has beyond pretraining is left
-alone.
+"Born-Again Networks", Furlanello et al., arXiv 1805.04770). Any recipe will do whose organic text is not chosen by
+in-run scores, which a chain does without; what it has beyond pretraining is left alone.
 
     python examples/distill_chain.py                              # three generations of `smoke`, a few minutes
     python examples/distill_chain.py my.yaml --length 5 --share 0.7 --dir runs/chain pretrain.max_steps=2000

@@ -164,11 +164,12 @@ def _over_ranks(given: Namespace) -> int:
     # As many threads to a process, however many there are: else one process alone would have them all.
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // counts[-1])))
     records: list[Record] = []
-    for job in _jobs(given):
+    # Read before any starts: a recipe or a setting that is none is no layout that does not fit.
+    for job, layouts in [(job, [_layout(case) for case in _cases(job)]) for job in _jobs(given)]:
         for count in counts:
             try:
-                for case in _cases(job):
-                    Layout.of(_layout(case), count)
+                for layout in layouts:
+                    Layout.of(layout, count)
             except UserError as error:  # of several counts and layouts some go together
                 print(f"left out: {error}", file=sys.stderr)
                 continue

@@ -136,7 +136,7 @@ class InRunConfig(Config):
     """Steps before the first scored one."""
     refresh: int = Field(default=64, gt=0)
     """Steps for which a direction is kept; a multiple of `every`. Where it divides checkpoint_every, a resumed run has
-    the scores of one that was never interrupted."""
+    the scores of one that was never interrupted, unless it goes on from a checkpoint that a skipped step put off."""
     direction: Literal["next_step", "gradient"] = "next_step"
     """`gradient`: of the reference loss. `next_step`: the same as the optimizer's next step would meet it, made with
     the batch of the step that renews it (`next_step_direction`): scores are nats per token per nat of the reference."""

@@ -126,7 +126,7 @@ class HFTokenizer:
         """Ids for a model's config.json (see the protocol); one that no file names is None."""
         pad_id = None if self.files.token("pad_token") is None else self.pad_id
         named = {"bos_token_id": self._named_bos_id, "eos_token_id": self.eos_id, "pad_token_id": pad_id}
-        return named | self.files.model_ids
+        return named | self.files.model_ids_below(self.vocab_size)
 
     @property
     def unlike_transformers(self) -> None:

@@ -176,7 +176,7 @@ class SentencePieceTokenizer:
         of_model = {"bos_token_id": begin, "pad_token_id": self._processor.pad_id()}
         ids: dict[str, Any] = {key: id if id >= 0 else None for key, id in of_model.items()}
         ids |= {"eos_token_id": self.eos_id} | ({} if self.pad_id == self.eos_id else {"pad_token_id": self.pad_id})
-        return ids | self.files.model_ids
+        return ids | self.files.model_ids_below(self.vocab_size)
 
     def encode_prompt(self, parts: Sequence[str]) -> list[int]:
         """Return the ids of a rendered prompt (see the protocol); UserError for a model that puts a space first."""

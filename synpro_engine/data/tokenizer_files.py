@@ -108,7 +108,7 @@ class TokenizerFiles:
             token = self.token(key)
             if token is not None:
                 yield SETTINGS if _content(self.settings.get(key)) else _TOKENS, key, token
-        yield from ((SETTINGS, "additional_special_tokens", token) for token in self.extra_tokens)
+        yield from self._listed()
         decoder = self.settings.get("added_tokens_decoder") or {}
         if not isinstance(decoder, dict):
             raise UserError(f"{self.place / SETTINGS}: `added_tokens_decoder` must be an object")
@@ -128,12 +128,14 @@ class TokenizerFiles:
     @property
     def extra_tokens(self) -> list[str]:
         """The tokens that are listed as special besides the named ones."""
-        listed: list[Any] = []
-        for content in (self.settings, self.tokens):
+        return [token for _, _, token in self._listed()]
+
+    def _listed(self) -> Iterator[tuple[str, str, str]]:
+        for file, content in ((SETTINGS, self.settings), (_TOKENS, self.tokens)):
             for key in ("additional_special_tokens", "extra_special_tokens"):
-                value = content.get(key) or []
-                listed += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-        return [token for token in map(_content, listed) if isinstance(token, str)]
+                value = content.get(key)
+                listed = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+                yield from ((file, key, token) for token in map(_content, listed) if isinstance(token, str))
 
     @property
     def template_variables(self) -> dict[str, str]:
@@ -179,10 +181,13 @@ class TokenizerFiles:
             )
         return self.end_ids
 
-    @property
-    def model_ids(self) -> dict[str, Any]:
-        """`bos_token_id`, `eos_token_id` and `pad_token_id` of the generation settings, those there are."""
-        return {key: self.generation[key] for key in _IDS if key in self.generation}
+    def model_ids_below(self, vocab_size: int) -> dict[str, Any]:
+        """`bos_token_id`, `eos_token_id` and `pad_token_id` of the generation settings, those there are.
+
+        Without ids that a vocabulary of this size does not have: transformers would open no model that states them.
+        """
+        found = {key: self.generation[key] for key in _IDS if key in self.generation}
+        return {key: id for key, id in found.items() if type(id) is not int or 0 <= id < vocab_size}
 
     @property
     def adds_bos(self) -> bool | None:

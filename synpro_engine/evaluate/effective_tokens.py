@@ -1,8 +1,9 @@
 """Effective tokens: how much unique text plain training needs for a loss, with an interval over seeds and fits.
 
-A curve says what training on so many unique tokens comes to, by several seeds each. Two readings of it stand beside
-each other, for neither is the truth: `power_law` knows its form and errs where that is wrong, `isotonic` knows only
-that more text does not hurt and errs between its points. Neither says anything beyond the sizes that were measured.
+A curve says what training on so many unique tokens comes to, by several seeds each. Readings of it stand beside each
+other, for none is the truth: `power_law` knows its form and errs where that is wrong, `isotonic` knows only that more
+text does not hurt and errs between its points, and the law of `repetition` counts how often text was read besides.
+None says anything beyond the sizes that were measured.
 """
 
 from __future__ import annotations

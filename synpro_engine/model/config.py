@@ -13,6 +13,7 @@ from synpro_engine.dist import Layout
 Recompute = Literal["none", "mlp", "full"]
 """What training's backward pass makes again rather than have it kept."""
 Family = Literal["olmo2", "llama", "mistral", "qwen2", "qwen3"]
+_LONGEST = 2**40  # tokens of a sequence
 
 
 class RopeScaling(Config):
@@ -28,7 +29,7 @@ class RopeScaling(Config):
     """original / this: the wave, in positions, from which on all of `factor` applies."""
     high_freq_factor: float = Field(gt=0)
     """original / this: the wave, in positions, up to which nothing changes."""
-    original_max_position_embeddings: int = Field(ge=1, le=2**40)
+    original_max_position_embeddings: int = Field(ge=1, le=_LONGEST)
     """Longest sequence of pretraining before the stretch, in tokens."""
 
     @model_validator(mode="after")
@@ -69,7 +70,7 @@ class ModelConfig(Config):
     """Width of the gated hidden layer (SwiGLU)."""
     vocab_size: int = Field(ge=2, le=2**30)
     """Rows of the embedding, padding included."""
-    seq_len: int = Field(ge=1, le=2**40)
+    seq_len: int = Field(ge=1, le=_LONGEST)
     """Longest sequence in tokens."""
     rope_theta: float = Field(default=500_000.0, gt=0)
     """Base of the rotary position embedding."""
@@ -81,7 +82,7 @@ class ModelConfig(Config):
     """Use the embedding as the output layer too."""
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights, truncated at three of them."""
-    published_seq_len: int | None = Field(default=None, ge=1, le=2**40)
+    published_seq_len: int | None = Field(default=None, ge=1, le=_LONGEST)
     """Longest sequence of the model that this one came from, where `seq_len` is shorter; an export states it again.
     An import sets it."""
 
@@ -111,7 +112,7 @@ class ModelConfig(Config):
 
     def published_as(self, seq_len: object, window: int | None = None) -> ModelConfig:
         """The same, of a model whose file says that it reads `seq_len` tokens, where that is more than it does here."""
-        if type(seq_len) is not int:
+        if type(seq_len) is not int or not 0 < seq_len <= _LONGEST:
             return self
         within = seq_len if window is None else min(seq_len, window)
         return self.model_copy(update={"published_seq_len": within}) if within > self.seq_len else self

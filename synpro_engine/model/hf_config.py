@@ -171,7 +171,8 @@ def _check_architecture(path: Path, data: Mapping[str, Any], family: str) -> Non
     """Encoders are made of decoders' weights and settings, and tell so by their class's name alone."""
     named = data.get("architectures") or []
     wanted = architecture(family)
-    if isinstance(named, list) and (not named or wanted.lower() in (str(name).lower() for name in named)):
+    names = named if isinstance(named, list) else [named]
+    if not names or wanted.lower() in (str(name).lower() for name in names):
         return
     raise UserError(f"{path}: `architectures` {brief(named)} has no {wanted}, which is all that is known of {family}")
 

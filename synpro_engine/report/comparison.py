@@ -19,7 +19,6 @@ from synpro_engine.report.compared_run import ComparedRun
 from synpro_engine.report.data import Section
 from synpro_engine.report.looks import legend_label, look_of
 from synpro_engine.report.numbers import MISSING, compact, count, fixed, seconds, standard_error
-from synpro_engine.report.sections.arms import BAND_ALPHA
 from synpro_engine.report.sections.pretraining import Curve, CurveKind
 from synpro_engine.report.svg import Panel
 
@@ -137,7 +136,7 @@ class Comparison:
                 marks = svg.point_marks(tokens)
                 if curve.seeds > 1:
                     low, high = ([loss * self._scale(run, kind) for loss in ends] for ends in (curve.low, curve.high))
-                    panel.axes.fill_between(tokens, low, high, color=colour, alpha=BAND_ALPHA, lw=0)
+                    svg.band(panel.axes, tokens, low, high, colour)
                 panel.axes.plot(tokens, losses, color=colour, ls=dash, lw=1.6, label=legend_label(run.label), **marks)
             _label(panel.axes, self.unit)
             svg.legend_above(panel.axes, columns=2)

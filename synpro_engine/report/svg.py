@@ -41,6 +41,7 @@ CSS_VARIABLES = {
     ROSE: "--rose",
     OLIVE: "--olive",
 }
+_BAND_POINTS = 400
 _POINTS_PER_PIXEL = 0.75  # matplotlib writes SVG at 72 points to the inch; CSS has 96 pixels
 _RC: dict[Any, Any] = {  # matplotlib types its keys by a literal of its own
     "svg.fonttype": "none",
@@ -137,6 +138,12 @@ def legend_above(axes: "Axes", columns: int) -> None:
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderpad=0, borderaxespad=0.5, columnspacing=1.4
     )
+
+
+def band(axes: "Axes", x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str) -> None:
+    """Fill between two curves, at no more than `_BAND_POINTS`: a filled shape is not thinned out as a line is."""
+    at = sorted({round(share * (len(x) - 1) / (_BAND_POINTS - 1)) for share in range(_BAND_POINTS)} if x else ())
+    axes.fill_between([x[n] for n in at], [low[n] for n in at], [high[n] for n in at], color=colour, alpha=0.18, lw=0)
 
 
 def point_marks(x: Sequence[float]) -> dict[str, Any]:

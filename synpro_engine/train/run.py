@@ -348,12 +348,15 @@ class PretrainRun:
         if decision.stop:
             say(self.topology, decision.reason)
 
-    def save_if_due(self) -> None:
-        """Write a checkpoint where one is due, or was while training went wrong; at a run's end that is for `end`."""
+    def save_if_due(self, *, last: bool = False) -> None:
+        """Write a checkpoint where one is due, or was while training went wrong; at a run's end that is for `end`.
+
+        last: as of `save`.
+        """
         self._owed = self._owed or self.due(self.config.checkpoint_every)
         # Not while training goes wrong: older checkpoints are pruned, and none to go back to would be left.
         if self._owed and not self.finished and self.guard.sound:
-            self.save()
+            self.save(last=last)
 
     def save(self, *, prune: bool = True, last: bool = False) -> None:
         """Write a checkpoint from which this run, or a later one, goes on; see `RunCheckpoints.save`."""

@@ -97,7 +97,7 @@ def pretrain(
                     run.evaluate(judge=True)
                 if run.due(config.tasks_every):
                     run.ask()
-                run.save_if_due()
+                run.save_if_due(last=result.stop)
             # Every rank has the same answer from the step itself. A run at its end saves in `end`, with its evaluation.
             if result.stop and not run.finished:
                 run.stop()

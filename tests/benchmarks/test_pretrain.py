@@ -203,6 +203,8 @@ def test_a_sweep_of_layouts_over_ranks_is_one_table(capsys: pytest.CaptureFixtur
         (["smoke", "--sweep", "model.layers"], "--sweep: 'model.layers' is not KEY=VALUE"),
         (["smoke", "--sweep", "parallel.tp=1,2"], "a job has one layout"),
         (["smoke", "--ranks", "none"], "--ranks: 'none' has no number"),
+        (["smoke", "nowhere", "--ranks", "2"], "nowhere"),
+        (["smoke", "model.layrs=2", "--ranks", "2"], "layrs"),
         (["smoke", "--ranks", "1", "parallel.tp=2"], "--ranks: no layout goes into any of these numbers"),
         (["smoke", "--against", "no-such-commit"], "no-such-commit is neither a file nor a commit"),
         (["smoke", "--against=--upload-pack=x"], "is neither a file nor a commit"),

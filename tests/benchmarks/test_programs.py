@@ -39,13 +39,14 @@ def test_of_two_ranks_that_sample_one_tells_and_writes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
-    [["gpu_acceptance.grpo", "--recipe", "smoke", "--folder"], ["rollout", "--output"], ["influence_cost", "--output"]],
+    [["gpu_acceptance.grpo", "--recipe", "smoke", "--folder", "folder"], ["rollout"], ["influence_cost"]],
     ids=lambda words: words[0],
 )
 def test_what_measures_one_process_refuses_two(words: list[str], tmp_path: Path) -> None:
-    done = _by_two([*words, str(tmp_path / "there")])
+    output = tmp_path / "rows.jsonl"
+    done = _by_two([*(str(tmp_path / word) if word == "folder" else word for word in words), "--output", str(output)])
     assert done.returncode and "error: measures one process, and 2 were started" in done.stderr
-    assert not done.stdout and not list(tmp_path.rglob("*.jsonl"))
+    assert not done.stdout and not output.exists()
 
 
 # One process for all of them, because most of a program's start is importing what the others import, too.

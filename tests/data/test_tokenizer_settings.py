@@ -45,8 +45,8 @@ def test_a_begin_of_text_is_put_as_the_post_processor_does_whatever_the_settings
         ("tokenizer_config.json", {"eos_token": "</s>"}, "tokenizer_config.json: `eos_token`: '</s>' is not in"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": "<t>"}}}, "added_tokens_decoder.900`"),
         ("tokenizer_config.json", {"added_tokens_decoder": ["<t>"]}, "`added_tokens_decoder` must be an object"),
-        ("tokenizer_config.json", {"extra_special_tokens": {"t": "<t>"}}, "`additional_special_tokens`: '<t>' is not"),
-        ("special_tokens_map.json", {"additional_special_tokens": ["<t>"]}, "additional_special_tokens`: '<t>' is not"),
+        ("tokenizer_config.json", {"extra_special_tokens": {"t": "<t>"}}, "config.json: `extra_special_tokens`: '<t>'"),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<t>"]}, "map.json: `additional_special_tokens`: '"),
         ("added_tokens.json", {"<t>": 900}, "added_tokens.json: `<t>`: '<t>' is not in the vocabulary"),
         ("generation_config.json", {"eos_token_id": [2, 4000]}, "`eos_token_id` 4000 of the generation settings is"),
     ],
@@ -121,3 +121,8 @@ def test_text_that_spells_a_special_token_once_it_is_normalised_does_not_become_
     tokenizer = load_tokenizer(tmp_path)
     ids = tokenizer.encode("a \uff1c/s> b")
     assert tokenizer.eos_id not in ids and tokenizer.decode(ids) == "a </s> b"
+
+
+def test_ids_that_the_vocabulary_lacks_are_not_stated_by_an_export(published: Path) -> None:
+    told = load_tokenizer(_change(published, "generation_config.json", {"pad_token_id": 4000, "bos_token_id": -1}))
+    assert not {4000, -1} & set(told.model_ids.values())

@@ -58,3 +58,18 @@ def test_the_page_of_several_runs_has_the_bands_too(full_report: ReportData) -> 
     panels = Comparison(title="", created="", runs=(of_run(data, "a"), of_run(data, "b"))).panels()
     [arm] = [panel for panel in panels if panel.title.startswith("Arm ")]
     assert arm.svg.count("FillBetween") == 2
+
+
+def test_a_band_of_a_long_run_takes_no_more_of_the_page_than_that_of_a_short_one() -> None:
+    def of_band(steps: int) -> int:
+        at = tuple(range(steps))
+        losses = [tuple(rate / (1 + step) for step in at) for rate in (1.0, 2.0, 3.0)]
+        mean = over_seeds([Curve(name="tuned", kind="validation", steps=at, loss=loss) for loss in losses])
+        pages = [
+            ReportData(title="A", arms=Arms(curves=(one,)))
+            for one in (mean, dataclasses.replace(mean, seeds=1, low=(), high=()))
+        ]
+        with_band, without = (len(render_report(page)) for page in pages)
+        return with_band - without
+
+    assert 1000 < of_band(20_000) < 1.2 * of_band(2_000)

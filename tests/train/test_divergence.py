@@ -25,6 +25,7 @@ from synpro_engine.train.divergence import DivergedError, LossGuard, PretrainGua
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.run_checkpoints import RunCheckpoints
 from synpro_engine.train.run_state import PretrainResult
 from synpro_engine.train.trainer import pretrain
 from tests.train.louder import Louder
@@ -133,6 +134,20 @@ def test_a_stop_at_a_skipped_step_loses_nothing(topology: Topology, tmp_path: Pa
     assert "stopped after step 4, which is saved" in told and saved(tmp_path / "run") == [2, 4]
     assert TOY["same"](whole, train(topology, tmp_path / "run", 3, 4, **settings))
     assert saved(tmp_path / "run") == [6] and TOY["records"](tmp_path / "run") == TOY["records"](tmp_path / "whole")
+
+
+def test_the_checkpoint_of_a_stop_is_a_last_one_where_one_was_due_too(
+    topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasts, save = list[bool](), RunCheckpoints.save
+
+    def noted(self: RunCheckpoints, *args: Any, last: bool = False, **more: Any) -> None:
+        lasts.append(last)
+        save(self, *args, last=last, **more)
+
+    monkeypatch.setattr(RunCheckpoints, "save", noted)
+    stopped(topology, tmp_path, Asked(1.0, 4), max_steps=6, checkpoint_every=2)
+    assert lasts == [False, True]
 
 
 def test_a_stop_out_of_bounds_saves_nothing(topology: Topology, tmp_path: Path) -> None:

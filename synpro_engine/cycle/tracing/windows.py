@@ -1,7 +1,7 @@
 """From a few windows that a training stage was given to their documents, and of what was generated to the sources.
 
-Costs little however large the run is: windows are read where they lie, ids in one pass over their list, and texts are
-looked for in one pass that ends after `MOST_TEXTS`.
+Little is read: windows where they lie, and texts in one pass that ends after `MOST_TEXTS`. Ids alone take longer for a
+larger corpus: a pass over their list, up to the last document that is told of.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from synpro_engine.report.numbers import half_interval, standard_error
 from synpro_engine.report.sections.pretraining import Curve, Pretraining, label_loss_axes
 from synpro_engine.report.svg import Panel
 
-BAND_ALPHA = 0.18
 _FEW_SEEDS = 3  # from which on an interval is drawn: that of two is over ten times as wide as what they are apart
 _TAIL = 0.5  # of pretraining an arm's panel shows as a share of the arm's own length, so that the arms fill it
 
@@ -186,7 +185,7 @@ class Arms:
                 width = 1.0 if kind == "train" else 1.7
                 marks = svg.point_marks(curve.steps)
                 if curve.seeds > 1:
-                    axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=BAND_ALPHA, lw=0)
+                    svg.band(axes, curve.steps, curve.low, curve.high, colour)
                 axes.plot(curve.steps, curve.loss, color=colour, ls=dash, lw=width, label=curve.name, **marks)
             label_loss_axes(axes)
             if pretraining.plateau is not None:

@@ -114,7 +114,7 @@ class EffectiveCurve:
             yield Worth(name=name, losses=losses, multiples=shown)
 
     def panel(self) -> Panel:
-        """The curve with each seed's loss, both readings of it, and the arms' mean losses across it."""
+        """The curve with each seed's loss, its straight lines and power law, and the arms' mean losses across it."""
         curve, names = self.curve, list(self.arms)
         tokens_S, mean_S = np.array(curve.tokens), curve.means
         with svg.panel(
