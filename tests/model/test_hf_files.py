@@ -146,7 +146,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"auto_map": {"AutoModelForCausalLM": "modeling.py--Mine"}}, "`auto_map`"),
     ({"architectures": ["LlamaEncoderModel"]}, r"`architectures` \['LlamaEncoderModel'\] has no LlamaForCausalLM"),
     ({"architectures": ["LlamaForSequenceClassification"]}, "`architectures` .* has no LlamaForCausalLM"),
-    ({"architectures": "LlamaForCausalLM"}, "`architectures` 'LlamaForCausalLM' has no"),
+    ({"architectures": "LlamaEncoderModel"}, "`architectures` 'LlamaEncoderModel' has no"),
     ({"model_type": "qwen3"}, r"`architectures` \['LlamaForCausalLM'\] has no Qwen3ForCausalLM"),
     ({"layer_types": ["full_attention", "linear_attention"]}, "`layer_types`: 'linear_attention'"),
     ({"sliding_window": 8}, "`sliding_window`: 8 is shorter than sequences of 16 tokens"),
