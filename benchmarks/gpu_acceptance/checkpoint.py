@@ -20,7 +20,7 @@ from torch import Tensor
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.command import command_line
 from benchmarks.common.environment import environment
-from benchmarks.common.records import write_lines
+from benchmarks.gpu_acceptance.told import tell
 from benchmarks.pretrain.case import Case
 from benchmarks.pretrain.contenders import Ours
 from synpro_engine.config import UserError
@@ -44,11 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if given.output:
-        write_lines(given.output, [record])
-    print({key: value for key, value in record.items() if key != "environment"})
-    if record["wrong"]:
-        print(f"error: {record['wrong']}", file=sys.stderr)
+    tell(record, given.output)
     return int(bool(record["wrong"]))
 
 

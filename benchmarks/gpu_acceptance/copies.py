@@ -27,7 +27,7 @@ import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.command import command_line, picked
 from benchmarks.common.environment import environment
 from benchmarks.common.faults import ended, failure, takes_more
-from benchmarks.common.records import write_lines
+from benchmarks.gpu_acceptance.told import tell
 from benchmarks.pretrain.case import Case
 from benchmarks.pretrain.contenders import Ours
 from synpro_engine.backend import platform
@@ -74,11 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for record in measured(Case(given.recipe, tuple(given.overrides), 2), names, topology, Path(folder)):
                 bad |= bool(record["wrong"])
                 if topology.is_main:
-                    print({key: value for key, value in record.items() if key != "environment"}, flush=True)
-                    if record["wrong"]:
-                        print(f"error: {record['way']}: {record['wrong']}", file=sys.stderr)
-                    if given.output:
-                        write_lines(given.output, [record])
+                    tell(record, given.output, "way")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,8 +23,8 @@ import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.command import command_line
 from benchmarks.common.environment import environment
 from benchmarks.common.processes import alone
-from benchmarks.common.records import write_lines
 from benchmarks.generate.sampling import OLMO2_1B, generator
+from benchmarks.gpu_acceptance.told import tell
 from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.data import read_documents
@@ -119,11 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if given.output:
-        write_lines(given.output, [record])
-    print({key: value for key, value in record.items() if key != "environment"})
-    if record["wrong"]:
-        print(f"error: {record['wrong']}", file=sys.stderr)
+    tell(record, given.output)
     return int(bool(record["wrong"]))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.command import command_line
 from benchmarks.common.environment import environment
-from benchmarks.common.records import write_lines
+from benchmarks.gpu_acceptance.told import tell
 from benchmarks.pretrain.case import Case
 from benchmarks.pretrain.contenders import Ours
 from synpro_engine.config import UserError
@@ -64,11 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for record in measured(case, topology, given.folder):
                 bad |= bool(record["wrong"])
                 if topology.is_main:
-                    print({key: value for key, value in record.items() if key != "environment"}, flush=True)
-                    if record["wrong"]:
-                        print(f"error: {record['layout']}, {record['optimizer']}: {record['wrong']}", file=sys.stderr)
-                    if given.output:
-                        write_lines(given.output, [record])
+                    tell(record, given.output, "layout", "optimizer")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,13 @@ Knows numbers and texts. It runs no model: a held-out loss is measured by `train
 import math
 
 from synpro_engine.evaluate.divergence import Divergences, divergences
-from synpro_engine.evaluate.diversity import Diversity, common_words, measure_diversities, measure_diversity
+from synpro_engine.evaluate.diversity import (
+    Diversity,
+    common_words,
+    measure_diversities,
+    measure_diversity,
+    rare_share,
+)
 from synpro_engine.evaluate.efficiency import Efficiency, EfficiencyConfig, data_efficiency
 from synpro_engine.evaluate.overlap import Overlap, measure_overlap
 from synpro_engine.evaluate.self_bleu import self_bleu
@@ -24,6 +30,7 @@ __all__ = [
     "measure_diversities",
     "measure_diversity",
     "measure_overlap",
+    "rare_share",
     "self_bleu",
 ]
 

@@ -130,8 +130,17 @@ def _diversity(
         overlap_8=overlaps[1],
         repeated_8=_repeated(words, 8),
         self_bleu=self_bleu(words),
-        rare_words=None if common is None or not len(words.keys_N) else float(1 - np.isin(words.keys_N, common).mean()),
+        rare_words=None if common is None else _rare(words, common),
     )
+
+
+def rare_share(texts: Iterable[str], common: Keys) -> float | None:
+    """The share of words that are not among the `common` ones; None where there are no words."""
+    return _rare(words_of(texts), common)
+
+
+def _rare(words: Words, common: Keys) -> float | None:
+    return float(1 - np.isin(words.keys_N, common).mean()) if len(words.keys_N) else None
 
 
 def _repeated(words: Words, n: int) -> float | None:

@@ -19,7 +19,14 @@ from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import Document, Tokenizer, cap_documents, read_documents, start_id
 from synpro_engine.data.ngrams import Keys
 from synpro_engine.dist import Topology, broadcast_object, gather_objects, on_main
-from synpro_engine.evaluate import Diversity, common_words, divergences, measure_diversities, measure_diversity
+from synpro_engine.evaluate import (
+    Diversity,
+    common_words,
+    divergences,
+    measure_diversities,
+    measure_diversity,
+    rare_share,
+)
 from synpro_engine.influence import sequence_logprobs
 from synpro_engine.model.model import Model
 
@@ -41,8 +48,8 @@ def _organic(tokens: Path, content_hash: str) -> _Organic:
     texts = [document.text for document in cap_documents(train, SAMPLE, 0, lambda _: 1)]
     common = common_words(texts)
     # Of the words that the common ones were counted on a tenth is rare by their definition.
-    held_out = measure_diversity((document.text for document in _held_out_documents(tokens)), common=common)
-    return _Organic(replace(measure_diversity(texts), rare_words=held_out.rare_words), common)
+    rare = rare_share((document.text for document in _held_out_documents(tokens)), common)
+    return _Organic(replace(measure_diversity(texts), rare_words=rare), common)
 
 
 def _held_out_documents(tokens: Path) -> list[Document]:

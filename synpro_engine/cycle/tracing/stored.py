@@ -70,11 +70,13 @@ def _find_lines(
     Files are read until all are found: of a corpus of terabytes that takes as long as decompressing it.
     """
     wanted = {_head(id) + b",": id for id in ids}
+    heads = tuple(wanted)
     lines = ((path, line) for path in paths if wanted for _, line in line_reader(path))
     for path, line in islice(lines, most):
-        if line.startswith(tuple(wanted)):
-            head = next(head for head in wanted if line.startswith(head))
+        if line.startswith(heads):
+            head = next(head for head in heads if line.startswith(head))
             yield wanted.pop(head), path, json.loads(line)
+            heads = tuple(wanted)
             if not wanted:
                 return
 
