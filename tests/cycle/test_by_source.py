@@ -71,15 +71,17 @@ def test_a_field_names_the_source_and_a_record_without_it_is_refused(tmp_path: P
 
 def test_sources_with_the_most_text_are_told_apart_and_the_others_are_one(tmp_path: Path) -> None:
     path = tmp_path / "validation.jsonl"
-    assert sources_of(_written(path, [Document("a", "x", "web"), Document("b", "y", "web")])) is None
-    two = sources_of(_written(path, [Document("a", "x"), Document("b", "éé", "web"), Document("c", "z", "web")]))
+    assert sources_of(_written(path, [Document("a", "x", "web"), Document("b", "y", "web")]), 2) is None
+    two = sources_of(_written(path, [Document("a", "x"), Document("b", "éé", "web"), Document("c", "z", "web")]), 3)
     assert two is not None and (two.names, two.utf8_bytes, two.documents) == (("web", UNNAMED), (5, 1), (2, 1))
     assert two.kind_D.tolist() == [1, 0, 0]
     sizes = {f"s{at:02}": at + 1 for at in range(MOST_SOURCES + 3)}
-    many = sources_of(_written(path, [Document(name, "x" * size, name) for name, size in sizes.items()]))
+    many = sources_of(_written(path, [Document(name, "x" * size, name) for name, size in sizes.items()]), len(sizes))
     assert many is not None and len(many.names) == MOST_SOURCES and many.names[0] == f"s{MOST_SOURCES + 2}"
     assert many.names[-1] == OTHERS and many.utf8_bytes[-1] == 1 + 2 + 3 + 4 and many.documents[-1] == 4
     assert sum(many.utf8_bytes) == sum(sizes.values()) and many.kind_D.tolist()[0] == MOST_SOURCES - 1
+    with pytest.raises(UserError, match=f"has {len(sizes)} documents, and the shards beside it 1"):
+        sources_of(path, 1)
 
 
 def _parts(layouts: list[dict[str, Any]], ports: list[int]) -> list[dict[str, dict[str, Any]]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from synpro_engine.config import UserError
 from synpro_engine.data.batch import Batch
 from synpro_engine.data.writer import written_documents
 from synpro_engine.model.model import Model
@@ -42,10 +43,11 @@ class Sources:
         }
 
 
-def sources_of(path: Path) -> Sources | None:
+def sources_of(path: Path, tokenized: int) -> Sources | None:
     """The sources of the documents of a split that was written to `path`; None where there are not two.
 
-    Beyond `MOST_SOURCES` those with the least text are one.
+    Beyond `MOST_SOURCES` those with the least text are one. tokenized: documents of the split's shards, whose numbers
+    losses go by. UserError where `path` has not as many.
     """
     places: dict[str, int] = {}
     found, sizes = list[int](), Counter[int]()
@@ -55,6 +57,8 @@ def sources_of(path: Path) -> Sources | None:
         sizes[place] += len(document.text.encode())
     if len(places) < 2:
         return None
+    if len(found) != tokenized:
+        raise UserError(f"{path}: has {len(found)} documents, and the shards beside it {tokenized}")
     names = list(places)
     order = sorted(sizes, key=lambda place: (-sizes[place], names[place]))
     kept = order if len(order) <= MOST_SOURCES else order[: MOST_SOURCES - 1]

@@ -84,7 +84,9 @@ def _held_out(
 ) -> list[dict[str, Any]]:
     dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
     texts = open_measured(tokens, settings.held_out, open_tokenizer(tokens, topology))
-    sources = on_main(topology, lambda: sources_of(documents_path(tokens, "validation")))
+    sources = on_main(
+        topology, lambda: sources_of(documents_path(tokens, "validation"), texts["validation"].num_documents)
+    )
     rows: list[dict[str, Any]] = []
     for name, seed, stage in arms:
         # One model after the other, and no name that outlives its turn: two at once may not fit.
