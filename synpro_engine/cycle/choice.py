@@ -105,6 +105,7 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     micro_batch = min(recipe.pretrain.micro_batch, rows)
     count = -(-rows // micro_batch)
     tokens = micro_batch * model.seq_len  # of one micro-batch, whole
+    step = recipe.pretrain.global_batch * model.seq_len
     shapes = [shape for _, shape in teacher_shapes(recipe) if isinstance(shape, ModelConfig)]
 
     def hidden(shape: ModelConfig) -> float:
@@ -116,17 +117,18 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
     sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.replicas}
     around = {axis: (size - 1) / size for axis, size in sizes.items()}
     passes, own_layers = 3 if pretrain.recompute == "full" else 2, model.layers / layout.pp
-    # Teachers, which no pipeline has, go forward alone.
-    summed = 2 * own_layers * hidden(model) + sum(shape.layers * hidden(shape) for shape in shapes)
+    # Teachers go forward alone.
+    summed = 2 * own_layers * hidden(model) + sum(shape.layers / layout.pp * hidden(shape) for shape in shapes)
     shared = passes * own_layers * keys_and_values(model)
-    shared += sum(shape.layers * keys_and_values(shape) for shape in shapes)
+    shared += sum(shape.layers / layout.pp * keys_and_values(shape) for shape in shapes)
+    onwards = (2 * hidden(model) + sum(map(hidden, shapes))) * layout.vpp * count
     sent = {
         # Two sums forward and two backward in each layer; a ring sends each twice, as a scatter and a gather do.
         "tp": 2 * 2 * around["tp"] * summed * count,
         # Gathered forward, and where a layer runs again; their gradients are scattered in the backward pass.
         "cp": around["cp"] * shared * count,
-        # Forward to the next stage and back from it, for every chunk.
-        "pp": 2 * hidden(model) * count * layout.vpp / (layout.tp if layout.sequence_parallel else 1) * (layout.pp > 1),
+        # Forward to the next stage and, but for teachers, back from it, for every chunk.
+        "pp": onwards / (layout.tp if layout.sequence_parallel else 1) * (layout.pp > 1),
         # fp32 gradients to those who update them, weights back.
         "dp": (4 + dtype.itemsize) * around["dp"] * footprint.weights / dtype.itemsize,
     }
@@ -145,7 +147,7 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
         micro_batches=count,
         memory=footprint.training
         + footprint.activations(micro_batch, model.seq_len)
-        + sum(Footprint(shape, layout, dtype).weights for shape in shapes),
+        + sum(Footprint(shape, layout, dtype).teaching(step) for shape in shapes),
         bubble=bubble,
         sent=sent,
         seconds=busy / (1 - bubble) + (sent["pp"] + sent["dp"]) / outside,

@@ -58,9 +58,6 @@ def teacher_shapes(recipe: Recipe) -> list[tuple[str, ModelConfig | UserError]]:
 
 def check_teacher(place: Path, teacher: ModelConfig | None, student: ModelConfig, layout: Layout) -> None:
     """Refuse a teacher that a student of this layout cannot learn from; UserError. None: its shape is not known."""
-    if layout.pp > 1:
-        hint = f"set `{layout.key}.pp` to 1"
-        raise UserError(f"{_TEACHERS}: a student in a pipeline cannot learn from teachers yet; {hint}")
     if teacher is None:
         return
     if teacher.vocab_size != student.vocab_size:

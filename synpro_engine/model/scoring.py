@@ -6,8 +6,8 @@ A batch is cut into micro-batches, which run forward through the pipeline where 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.shared_rows import SharedRows
 from synpro_kernels import LogProbs
+
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -104,41 +106,51 @@ def _run_pipeline(
     entropy: bool,
     shared: SharedRows | None,
 ) -> list[LogProbs]:
-    """Megatron's forward-only schedule; the last stage returns the parts, the others an empty list.
-
-    The schedule wants equal microbatches, and a multiple of the stages of them when interleaved: rows of
-    padding fill up.
-    """
+    """The last stage returns the parts, the others an empty list; rows of padding fill the micro-batches up."""
     topology = model.topology
     multiple = micro_batch * (topology.pp.size if topology.vpp > 1 else 1)
     # Rows of zeros are run and thrown away; a pipeline's buffers have one shape for the whole schedule.
     tokens_BS = F.pad(model.pad(tokens_BS), (0, 0, 0, -tokens_BS.size(0) % multiple))
     if shared is not None:
         shared = shared.cut(slice(None), labels_BS.size(1)).with_rows(tokens_BS.size(0))
-    rows = list(tokens_BS.split(micro_batch))
-    labels = list(F.pad(labels_BS, (0, 0, 0, tokens_BS.size(0) - labels_BS.size(0)), value=IGNORE).split(micro_batch))
+    labels = F.pad(labels_BS, (0, 0, 0, tokens_BS.size(0) - labels_BS.size(0)), value=IGNORE).split(micro_batch)
+    parts = tokens_BS.split(micro_batch)
+    passes = [(tokens, _part(shared, number, micro_batch, tokens)) for number, tokens in enumerate(parts)]
 
-    def step(batches: Iterator[tuple[int, Tensor, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
-        number, tokens, targets = next(batches)
+    def score(number: int, hidden: Tensor) -> LogProbs:
+        # Without the columns of padding, which labels do not have.
+        hidden, own = model.unpadded(hidden, labels_BS.size(1)), model.own_columns(labels[number])
+        return model.logprobs_from_hidden(hidden, own, temperature=temperature, entropy=entropy)
 
-        def score(hidden: Tensor, non_loss_data: bool = True) -> LogProbs:
-            # Without the columns of padding, which labels do not have.
-            hidden, own = model.unpadded(hidden, targets.size(1)), model.own_columns(targets)
-            return model.logprobs_from_hidden(hidden, own, temperature=temperature, entropy=entropy)
+    return read_in_pipeline(model, passes, score)
 
-        return run_chunk(chunk, tokens, _part(shared, number, micro_batch, tokens)), score
 
+def read_in_pipeline(
+    model: Model, passes: Sequence[tuple[Tensor, SharedRows | None]], made: Callable[[int, Tensor], T]
+) -> list[T]:
+    """Megatron's forward-only schedule over padded micro-batches of one shape, each with how its rows are read.
+
+    made(number, hidden_BSH): asked of each micro-batch on the last stage, which returns what it returned; the other
+    stages return an empty list. An interleaved schedule wants a multiple of its stages of micro-batches. Collective
+    over a model replica.
+    """
+
+    def step(batches: Iterator[tuple[int, tuple[Tensor, SharedRows | None]]], chunk: Any) -> tuple[Tensor, Any]:
+        number, (tokens, rows) = next(batches)
+        return run_chunk(chunk, tokens, rows), lambda hidden, non_loss_data=True: made(number, hidden)
+
+    first, _ = passes[0]
     with bare_schedule(model.megatron_config):
         return get_forward_backward_func()(
             forward_step_func=step,
             # One for each chunk: an interleaved schedule takes every micro-batch from each of them.
-            data_iterator=[iter(list(zip(range(len(rows)), rows, labels, strict=True))) for _ in model.chunks],
+            data_iterator=[iter(list(enumerate(passes))) for _ in model.chunks],
             model=list(model.chunks),
-            num_microbatches=len(rows),
-            seq_length=tokens_BS.size(1),
-            micro_batch_size=micro_batch,
+            num_microbatches=len(passes),
+            seq_length=first.size(1),
+            micro_batch_size=first.size(0),
             forward_only=True,
-            # So that the schedule keeps what `score` returns as it is, without taking it for a loss to divide.
+            # So that the schedule keeps what `made` returns as it is, without taking it for a loss to divide.
             collect_non_loss_data=True,
         )
 

@@ -295,7 +295,7 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(default=200, ge=0)
     """Steps between checkpoints to resume from; 0 saves only at the end."""
     distill: DistillConfig | None = None
-    """Teachers; None learns from labels alone. Without a pipeline, and with `output_layer: fused`."""
+    """Teachers; None learns from labels alone. With `output_layer: fused`."""
     separate_documents: bool = False
     """Keep the documents of a window from seeing each other: each is read as in a row of its own, behind the EOS in
     front of it. In training, on held-out text and on references alike; attention then goes by a mask."""

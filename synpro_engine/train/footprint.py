@@ -120,6 +120,12 @@ class Footprint:
         again = {"none": 0.0, "mlp": gated, "full": attention + gated + 6 * whole}[self.recompute]
         return kept, again
 
+    def teaching(self, tokens: float) -> float:
+        """To read only, as a teacher of so many tokens a step, whose hidden states a pipeline's last stage holds."""
+        ranks = self.layout.dp * self.layout.cp
+        ahead = tokens / ranks * self.model.d_model * self.dtype.itemsize if self.layout.pp > 1 else 0.0
+        return self.weights + ahead
+
     def hidden(self, tokens: float) -> float:
         """One block's output for the data-parallel ranks' tokens together."""
         ranks = self.layout.dp * (self.layout.tp if self.layout.sequence_parallel else 1)

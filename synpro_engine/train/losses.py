@@ -5,7 +5,8 @@ The denominator is the engine's. Shapes: B sequences, S positions, H hidden widt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from synpro_engine.data import IGNORE
 from synpro_engine.model.model import Model
+from synpro_engine.model.scoring import read_in_pipeline
 from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.config import DistillConfig, OutputLayer
 
@@ -65,6 +67,10 @@ class LanguageModelLoss:
         self.z_loss = z_loss
         self.output_layer = output_layer
 
+    def over(self, microbatches: Sequence[LabelledBatch]) -> AbstractContextManager[LanguageModelLoss]:
+        """Around one `Engine.step` with these micro-batches, which takes the loss function that is yielded."""
+        return nullcontext(self)
+
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
         """Sums over the labels of `batch` that are not ignored, where this rank has them. Last pipeline stage only."""
         # Where they are: of labels on the host the fused operations know without a wait which tokens are computed.
@@ -88,19 +94,37 @@ class DistillationLoss(LanguageModelLoss):
 
     Cross-entropy is what is reported as the loss, as without teachers; `divergence` is an extra. Teachers read each
     micro-batch as the student does, without gradients, and whole: what dropout leaves out, tokens too, is left out for
-    the student alone.
+    the student alone. In a pipeline they read a step's micro-batches before the student does, for its schedule has no
+    room for theirs, and the last stage holds their hidden states until each is learnt from.
     """
 
     def __init__(self, z_loss: float, config: DistillConfig, teachers: Sequence[Model]) -> None:
         super().__init__(z_loss)
         assert len(teachers) == len(config.teachers), "each teacher that is named is there"
         self._config, self._teachers = config, teachers
+        self._ahead: dict[int, list[Tensor]] = {}  # by the identity of a micro-batch, of each teacher
+
+    @contextmanager
+    def over(self, microbatches: Sequence[LabelledBatch]) -> Iterator[LanguageModelLoss]:
+        """See `LanguageModelLoss`. Collective over a model replica."""
+        for teacher in self._teachers if self._teachers[0].topology.pp.size > 1 else ():
+            for batch, hidden_BSH in zip(microbatches, _read_ahead(teacher, microbatches), strict=False):
+                self._ahead.setdefault(id(batch), []).append(hidden_BSH)
+        try:
+            yield self
+        finally:
+            self._ahead.clear()
 
     def __call__(self, model: Model, hidden_BSH: Tensor, batch: LabelledBatch) -> LossTerms:
-        """See `LanguageModelLoss`; without a pipeline."""
-        rows, columns = documents_apart(batch, hidden_BSH.device), hidden_BSH.size(1)
-        with torch.no_grad():
-            read = [(teacher, teacher.hidden(batch.tokens_BS, rows)[:, :columns]) for teacher in self._teachers]
+        """See `LanguageModelLoss`; in a pipeline within `over`."""
+        if model.topology.pp.size > 1:
+            hidden = self._ahead.pop(id(batch))
+        else:
+            rows = documents_apart(batch, hidden_BSH.device)
+            with torch.no_grad():
+                hidden = [teacher.hidden(batch.tokens_BS, rows) for teacher in self._teachers]
+        columns = hidden_BSH.size(1)
+        read = [(teacher, own[:, :columns]) for teacher, own in zip(self._teachers, hidden, strict=True)]
         labels_BS = model.own_columns(batch.labels_BS)
         sums = model.distill_from_hidden(
             hidden_BSH, labels_BS, teachers=read, mixture=self._config.mixture,
@@ -108,6 +132,15 @@ class DistillationLoss(LanguageModelLoss):
         )  # fmt: skip
         extras = {"divergence": sums.divergence} | ({"z_loss": sums.z_loss} if self.z_loss else {})
         return LossTerms(objective=sums.loss, loss=sums.cross_entropy, extras=extras)
+
+
+@torch.no_grad()
+def _read_ahead(teacher: Model, microbatches: Sequence[LabelledBatch]) -> list[Tensor]:
+    """Of each micro-batch the teacher's hidden states, on the last stage of its pipeline; [] on the others."""
+    rows = [documents_apart(batch, teacher.topology.device) for batch in microbatches]
+    passes = [(teacher.pad(batch.tokens_BS, own), own) for batch, own in zip(microbatches, rows, strict=True)]
+    length = microbatches[0].tokens_BS.size(1)
+    return read_in_pipeline(teacher, passes, lambda _, hidden_BSH: teacher.unpadded(hidden_BSH, length))
 
 
 def count_labels(labels_BS: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int,
         config.offload_layers,
         gpu=topology.device.type == "cuda",
     )
-    taught = sum(Footprint(one.config, layout, one.dtype).weights for one in teachers)
+    tokens = config.global_batch * seq_len
+    taught = sum(Footprint(one.config, layout, one.dtype).teaching(tokens) for one in teachers)
     beside = f", {_gib(taught)} of `pretrain.distill.teachers`" if teachers else ""
     rows, kept = config.micro_batch, _gib(taken.activations(config.micro_batch, seq_len))
     less = [f"`pretrain.micro_batch` ({rows})"] if rows > 1 else []

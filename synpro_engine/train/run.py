@@ -256,7 +256,7 @@ class PretrainRun:
         labels = int(labels)
         # A batch whose labels are all masked has a loss of 0 and must not divide by 0.
         denominator = max(1, labels)
-        watched = nullcontext(self.loss_fn)
+        watched = self.loss_fn.over(microbatches)
         if self.watcher is not None:
             watched = self.watcher.watching(microbatches, self.loss_fn, denominator)
         with watched as loss_fn:

@@ -26,17 +26,20 @@ from tests.train.test_trainer import CONFIG as TRAINED
 from tests.train.test_trainer import Killed, train
 
 LAYOUTS: dict[int, list[dict[str, Any]]] = {
-    2: [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"cp": 2}, {}],
+    2: [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"cp": 2}, {"pp": 2}, {}],
     4: [{"tp": 2}],
 }
 """By ranks, of which data parallelism has what is left."""
-MORE: list[dict[str, Any]] = [{"tp": 2, "sequence_parallel": True}, {"cp": 2}, {"tp": 2, "cp": 2}]
+MORE: list[dict[str, Any]] = [
+    {"tp": 2, "sequence_parallel": True}, {"cp": 2}, {"tp": 2, "cp": 2}, {"pp": 2}, {"pp": 2, "cp": 2},
+    {"tp": 2, "pp": 2, "sequence_parallel": True}, {"pp": 2, "vpp": 2}, {"tp": 2, "pp": 2, "vpp": 2},
+]  # fmt: skip
 CONFIG = DistillConfig(teachers=("a", "b"), share=0.6, temperature=2.0, mixture=(1.0, 3.0))
 SMALL = ("pretrain.max_steps=6", "pretrain.plateau=null", "pretrain.in_run=null", "pretrain.eval_every=6")
 
 
 def shape(width: int = 32) -> ModelConfig:
-    return ModelConfig(layers=2, d_model=width, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)
+    return ModelConfig(layers=4, d_model=width, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)
 
 
 def _steps(topology: Topology) -> list[float]:
@@ -46,7 +49,7 @@ def _steps(topology: Topology) -> list[float]:
     loss_fn, dp, found = DistillationLoss(1e-2, CONFIG, teachers), topology.dp, []
     for seed in range(3):
         ids = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(seed))
-        rows = ids.chunk(dp.size)[dp.rank].split(2)
+        rows = ids.chunk(dp.size)[dp.rank].split(1)
         if seed == 0 and topology.world_size == 1:
             model = engine.model
             taught = [Teacher(one.hidden(ids[:, :-1]), one.output_weight()) for one in teachers]
@@ -56,7 +59,8 @@ def _steps(topology: Topology) -> list[float]:
             )  # fmt: skip
             found += [float(expected.cross_entropy) / 64, float(expected.divergence) / 64]
         batches = [Batch(part[:, :-1], part[:, 1:]) for part in rows]
-        result = engine.step(batches, loss_fn, denominator=64.0)
+        with loss_fn.over(batches):
+            result = engine.step(batches, loss_fn, denominator=64.0)
         found += [result.loss, result.extras["divergence"] / 64, result.grad_norm]
     return found
 

@@ -17,7 +17,8 @@ from synpro_engine.train.footprint import Footprint
 def training(sizes: Sizes, stage: str, steps: int) -> Cost:
     """Of pretraining, or an arm's training, of so many steps."""
     recipe, models, config = sizes.recipe, sizes.models, sizes.recipe.pretrain
-    tokens = float(steps) * config.global_batch * recipe.model.seq_len
+    step = float(config.global_batch) * recipe.model.seq_len
+    tokens = steps * step
     # The one before the first step, and those on the way, or the one at the end where there are none.
     evaluated = _held_out(recipe) * (1 + (steps // config.eval_every if config.eval_every else 1))
     checkpoints = config.keep_checkpoints + (steps // config.keep_every if config.keep_every else 0)
@@ -27,7 +28,8 @@ def training(sizes: Sizes, stage: str, steps: int) -> Cost:
         # A pass that is only read is a third of one that is trained on: no backward, which is two.
         flops=(tokens + evaluated / 3) * models.per_token + tokens * models.per_token_taught,
         offloaded=models.theta.offloaded(config.micro_batch, recipe.model.seq_len),
-        held=_trained(models.theta, config.micro_batch) | {TEACHERS: sum(one.weights for one in models.teachers)},
+        held=_trained(models.theta, config.micro_batch)
+        | {TEACHERS: sum(one.teaching(step) for one in models.teachers)},
         disk=checkpoints * models.theta.saved(optimizer=True),
     )
 

@@ -125,7 +125,7 @@ def load_teachers(
 ) -> list[Model]:
     """The models that `pretrain.distill.teachers` names, frozen, in this layout. Collective.
 
-    Raises UserError, which names the key, for one that does not fit, and in a pipeline.
+    Raises UserError, which names the key, for one that does not fit.
     """
     found: list[Model] = []
     if config is None:
