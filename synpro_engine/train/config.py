@@ -67,16 +67,28 @@ class DecayScheduleConfig(Config):
         return self
 
 
+class RatesConfig(Config):
+    """What AdamW's rate is multiplied by for parts of a model; recipes for little text have one for each."""
+
+    embedding: float = Field(default=1.0, gt=0)
+    """Token embedding, with an output layer that is tied to it."""
+    output: float = Field(default=1.0, gt=0)
+    """An output layer of its own."""
+    vectors: float = Field(default=1.0, gt=0)
+    """Norms and biases."""
+
+
 class OptimizerConfig(Config):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with clipping by the global gradient norm, or Muon beside it."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"decay_schedule", "decoupled_decay"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"decay_schedule", "decoupled_decay", "rates"})
 
     name: OptimizerName = "adamw"
     """`muon`: Muon for the matrices of the blocks, with q, k, v and a gated layer's two taken apart, and AdamW for
     embedding, output layer, norms and biases."""
     lr: float = Field(default=6e-4, gt=0)
     """AdamW's peak learning rate; the schedule multiplies it by a factor in [0, 1]."""
+    rates: RatesConfig = RatesConfig()
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)

@@ -38,6 +38,7 @@ from synpro_engine.train.losses import LossTerms, MicroBatch
 from synpro_engine.train.muon import Muon
 from synpro_engine.train.optimizer import (
     build_optimizer,
+    check_rates,
     decay_at,
     gather_gradients,
     lr_factor,
@@ -118,6 +119,7 @@ class Engine:
         self._gather = WeightGather(self.wrapped, behind=overlap_weights)
         self.optimizer = build_optimizer(optimizer, self.wrapped, model.dtype)
         check_owned_once(model, self.optimizer)
+        check_rates(model, optimizer)
         self.muon = Muon(model, self.optimizer) if optimizer.name == "muon" else None
         # Here and not at their first step, which may be hours away: memory that is not there shows at once.
         kept = dict(averages or {}).items()

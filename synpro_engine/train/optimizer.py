@@ -16,13 +16,16 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.optimizer.optimizer_config import ParamKey
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate, ParamWithNamePredicate
 from torch import Tensor
 from torch.distributed import all_reduce
 from torch.nn.utils import get_total_norm
 
 from synpro_engine.backend.spans import megatron_timers
+from synpro_engine.config import UserError
+from synpro_engine.dist import on_every_rank
 from synpro_engine.model.canonical import Kind
+from synpro_engine.model.model import Model
 from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.owned import MegatronOptimizer, Shard
 
@@ -38,7 +41,19 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # The embedding keeps its scale by itself; every other parameter decays, norm weights, biases and an untied
 # output layer included. A tied output layer on the last pipeline stage is the embedding again, and marked as shared.
-_NO_DECAY = ParamKey(name="*word_embeddings.weight", attr="shared_embedding")
+_EMBEDDING = ParamKey(name="*word_embeddings.weight", attr="shared_embedding")
+
+
+def _own_output(parameter: Tensor, name: str) -> bool:
+    return name.endswith("output_layer.weight") and not getattr(parameter, "shared_embedding", False)
+
+
+_PARTS = {
+    "embedding": _EMBEDDING,
+    "output": ParamKey(with_name_predicate=ParamWithNamePredicate("output", _own_output)),
+    "vectors": ParamKey(predicate=ParamPredicate("vector", lambda parameter: parameter.dim() == 1)),
+}
+"""Of the model, with rates of their own (`RatesConfig`); no parameter is of two."""
 _OF_MUON = tuple(f"*.layers.*.{name}" for name in MATRICES)
 _MUON = ParamKey(name=_OF_MUON)  # pyright: ignore[reportArgumentType]
 
@@ -65,7 +80,9 @@ def build_optimizer(
         timers=megatron_timers,
     )
     # Megatron's standard is the other way round: vectors (norms, biases) do not decay, and the embedding does.
-    overrides: Any = {_NO_DECAY: {"wd_mult": 0.0}}
+    overrides: Any = {_EMBEDDING: {"wd_mult": 0.0}}
+    for part in _apart(config):  # only these, for each group is updated on its own; keys of one parameter add up
+        overrides[_PARTS[part]] = overrides.get(_PARTS[part], {}) | {"part": part}
     if config.name == "muon":
         overrides[_MUON] = {"muon": True}
     # No gloo groups exist beside NCCL's (see `topology`); Megatron would use them to gather a checkpoint on the host.
@@ -78,6 +95,27 @@ def build_optimizer(
         for group in part.optimizer.param_groups:  # one pass over memory; its default is many small operations
             group["fused"], group["foreach"] = True, False
     return optimizer
+
+
+def _apart(config: OptimizerConfig) -> list[str]:
+    """Parts of the model whose rate is another one."""
+    return [part for part in _PARTS if getattr(config.rates, part) != 1]
+
+
+def rate_of(config: OptimizerConfig, name: str, parameter: Tensor) -> float:
+    """What `lr` is multiplied by for a parameter that AdamW moves; its name as `named_parameters` has it."""
+    parts = [part for part, key in _PARTS.items() if key.matches(parameter, name)]  # pyright: ignore[reportArgumentType]
+    return getattr(config.rates, parts[0]) if parts else 1.0
+
+
+def check_rates(model: Model, config: OptimizerConfig) -> None:
+    """Raise UserError, on every rank, where a rate is set of which nothing in the model trains. Collective."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for part in _apart(config):
+        there = any(_PARTS[part].matches(p, name) for name, p in trained)  # pyright: ignore[reportArgumentType]
+        if not any(on_every_rank(model.topology, lambda there=there: there)):
+            hint = " (it is tied to the embedding)" if part == "output" and model.config.tie_embeddings else ""
+            raise UserError(f"`optimizer.rates.{part}`: nothing that it is of trains here{hint}")
 
 
 def is_of_muon(name: str) -> bool:
@@ -107,7 +145,8 @@ def set_hyperparameters(optimizer: MegatronOptimizer, config: OptimizerConfig, f
     All of them each time: loading a checkpoint brings back the groups of the run that saved it.
     """
     for group in optimizer.param_groups:
-        peak = config.muon.lr if group.get("muon") else config.lr
+        part = group.get("part")
+        peak = config.muon.lr if group.get("muon") else config.lr * (getattr(config.rates, part) if part else 1.0)
         group["lr"] = peak * factor
         # The updates multiply it by the rate, peak x factor; decoupled, the peak is taken off again. By the peak and
         # not by the rate, which a schedule may bring to 0.

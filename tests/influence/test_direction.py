@@ -32,7 +32,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
 from synpro_engine.model.tensor_files import SafetensorsFiles
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import MuonConfig, OptimizerConfig, OptimizerName, ScheduleConfig
+from synpro_engine.train.config import MuonConfig, OptimizerConfig, OptimizerName, RatesConfig, ScheduleConfig
 from synpro_engine.train.divergence import DivergedError
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
@@ -73,7 +73,8 @@ def batches(topology: Topology, rows: int = 4) -> list[Batch]:
 
 
 def optimizer(name: OptimizerName) -> OptimizerConfig:
-    return OptimizerConfig(name=name, lr=1e-3, eps=1e-3, muon=MuonConfig(lr=1e-2))
+    rates = RatesConfig(embedding=2.0, vectors=0.5)
+    return OptimizerConfig(name=name, lr=1e-3, rates=rates, eps=1e-3, muon=MuonConfig(lr=1e-2))
 
 
 def trained(variant: str, topology: Topology, name: OptimizerName = "adamw") -> Engine:
@@ -231,7 +232,8 @@ def test_along_adam_s_direction_the_score_is_the_drop_of_the_reference_loss_by_a
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("steps", [0, 2])
 def test_the_next_step_written_out_is_the_one_that_the_engine_takes(steps: int, name: Any, topology: Topology) -> None:
-    settings = OptimizerConfig(name=name, lr=1e-2, clip=0.5, weight_decay=0.0)
+    rates = RatesConfig(embedding=0.5, vectors=3.0)
+    settings = OptimizerConfig(name=name, lr=1e-2, rates=rates, clip=0.5, weight_decay=0.0)
     engine = Engine(model_of(CONFIGS["tied llama"], topology), settings)
     for _ in range(steps):
         engine.step(batches(topology, 2)[:2], LanguageModelLoss(), denominator=64.0)

@@ -16,7 +16,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.dropout import dropouts
 from synpro_engine.model.dropout_config import DropoutConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import MuonConfig, OptimizerConfig, ScheduleConfig
+from synpro_engine.train.config import MuonConfig, OptimizerConfig, RatesConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
@@ -36,9 +36,12 @@ VARIANTS: dict[str, tuple[ModelConfig, int | None]] = {
 }
 # A large epsilon keeps Adam from blowing up rounding noise of gradients near zero; the small clip is always active.
 OPTIMIZER = OptimizerConfig(lr=3e-3, eps=1e-3, clip=0.3)
-# Polar express and normalised rows for one, the plain form for the other.
-MUON = {
-    "muon": OPTIMIZER.model_copy(update={"name": "muon", "muon": MuonConfig(lr=2e-3)}),
+# Polar express and normalised rows for one, the plain form for the other; parts of a model with rates of their own.
+OF_VARIANT = {
+    "tied llama": OPTIMIZER.model_copy(update={"rates": RatesConfig(embedding=2.0, vectors=0.5)}),
+    "muon": OPTIMIZER.model_copy(
+        update={"name": "muon", "muon": MuonConfig(lr=2e-3), "rates": RatesConfig(embedding=0.5, output=2.0)}
+    ),
     "muon last block": OPTIMIZER.model_copy(
         update={
             "name": "muon",
@@ -203,7 +206,7 @@ def engine_of(variant: str, topology: Topology, *, seed: int = 0, overlap: bool 
     model = build_model(config, topology, seed=seed)
     if trainable is not None:
         freeze_but_last(model, trainable)
-    return Engine(model, MUON.get(variant, OPTIMIZER), schedule=SCHEDULE, overlap_gradients=overlap)
+    return Engine(model, OF_VARIANT.get(variant, OPTIMIZER), schedule=SCHEDULE, overlap_gradients=overlap)
 
 
 def run_cases(cases: list[Case], directory: Path, ports: list[int]) -> Numbers:

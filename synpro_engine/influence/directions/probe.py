@@ -96,11 +96,11 @@ def start_probe(theta: Path, model: Model, config: ProbeConfig, *, optimizer: Op
     """Load `theta` into `model`, ready for the probe's first step; collective, UserError as `run_probe`."""
     # A second moment under another beta2 or eps is another step; one that begins at zero is the probe's own.
     made = optimizer if config.keep_momentum else _DEFAULTS
-    # The two rates of one schedule: matrices move as much more than the rest as they did.
+    # Rates of one schedule: matrices, and parts with a rate of their own, move as much more than the rest as they did.
     muon = optimizer.muon.model_copy(update={"lr": optimizer.muon.lr * config.lr / optimizer.lr})
     own = OptimizerConfig(
         name=optimizer.name, lr=config.lr, weight_decay=config.weight_decay, beta1=made.beta1, beta2=made.beta2,
-        eps=made.eps, clip=made.clip, muon=muon,
+        eps=made.eps, clip=made.clip, rates=optimizer.rates, muon=muon,
     )  # fmt: skip
     engine = Engine(model, own)
     load_checkpoint(theta, model, engine, optimizer_state=config.keep_momentum)
