@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class SweepRecord(Record):
     measured: str
     """The held-out text whose loss trials are compared by."""
     storage: str | None
-    """URL of the storage, without a password; null for the SQLite file in the directory."""
+    """URL of the storage, without driver and password; null for the SQLite file in the directory."""
 
 
 class Place:
@@ -61,22 +62,27 @@ class Place:
         self.directory.mkdir(parents=True, exist_ok=True)
         return writing(self.directory / _TURN, wait=True)
 
-    def claim(self, record: SweepRecord) -> str:
-        """The name of the sweep that is here, which is begun where none is. In a turn.
+    @contextlib.contextmanager
+    def claimed(self, record: SweepRecord) -> Iterator[str]:
+        """The name of the sweep that is here; where none is, that of `record`, which begins with the end of the block.
 
-        Raises UserError for another sweep, which names what differs, and for a directory of something else.
+        So that a storage that cannot be opened there leaves nothing behind. In a turn. Raises UserError for another
+        sweep, which names what differs, and for a directory of something else.
         """
         path = self.directory / _SWEEP
         if not path.exists():
-            if foreign := next((one.name for one in self.directory.iterdir() if one.name != _TURN), None):
+            # A storage that was made in a block that did not end holds a study of a name that none has.
+            own = (_TURN, _STORAGE)
+            if foreign := next((one.name for one in self.directory.iterdir() if one.name not in own), None):
                 raise UserError(f"{self.directory}: holds {foreign}, and no sweep; give another --dir")
+            yield record.name
             atomic_write_text(path, json_text(record.model_dump(mode="json"), indent=2) + "\n")
-            return record.name
+            return
         stored = read_record(path, SweepRecord)
         before, now = (one.model_dump(mode="json", exclude={"name"}) for one in (stored, record))
         if (difference := first_difference(before, now)) is not None:
             raise UserError(f"{path}: another sweep: {difference}; give another --dir")
-        return stored.name
+        yield stored.name
 
     def link_text(self, run: Path) -> None:
         """Have a trial's run read the tokens that all share."""

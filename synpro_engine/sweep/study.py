@@ -104,14 +104,15 @@ def sqlite_url(path: Path) -> str:
     return url.replace("{", "{{").replace("}", "}}")
 
 
-def shown_url(url: str) -> str:
-    """The URL of a storage without its password; UserError where it is none."""
+def shown_url(url: str, *, driver: bool = True) -> str:
+    """The URL of a storage without its password, or its driver either; UserError where it is none."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        # Its query may hold a password too.
-        return make_url(url).set(query={}).render_as_string(hide_password=True)
+        parsed = make_url(url).set(query={})  # which may hold a password too
+        parsed = parsed if driver else parsed.set(drivername=parsed.get_backend_name())
+        return parsed.render_as_string(hide_password=True)
     except (ArgumentError, ValueError):  # not quoted, for it may hold one all the same
         raise UserError("--storage: is no URL of a database, as postgresql://user@host/name is") from None
 
@@ -266,13 +267,20 @@ def _storage(url: str, shown: str) -> RDBStorage:
     # Before a connection is used, whether it still stands: trials may take longer than a server keeps one.
     options: dict[str, Any] = {"pool_pre_ping": True}
     parsed = make_url(url)
+    installed = importlib.util.find_spec
+    if parsed.drivername == "postgresql" and not installed("psycopg2") and installed("psycopg"):
+        parsed = parsed.set(drivername="postgresql+psycopg")  # what our own extra brings
+        url = parsed.render_as_string(hide_password=False)
     if parsed.get_backend_name() == "sqlite":
         options = {"connect_args": {"timeout": _PATIENCE_S}}
     elif parsed.drivername.rpartition("+")[2] in (*_DRIVERS, "postgresql", "mysql"):
         options["connect_args"] = {"connect_timeout": _CONNECT_S}
     try:
         return RDBStorage(url, engine_kwargs=options)
-    except (ImportError, RuntimeError, KeyError, ValueError) as fault:  # no driver; tables of another version; braces
+    except ImportError as fault:
+        hint = ": synpro_engine[postgres] brings it" if parsed.get_backend_name() == "postgresql" else ""
+        raise UserError(f"--storage {shown}: its driver is not installed ({fault.__cause__ or fault}){hint}") from fault
+    except (RuntimeError, KeyError, ValueError) as fault:  # tables of another version; braces
         raise UserError(f"--storage {shown}: {first_line(fault)}") from fault
 
 

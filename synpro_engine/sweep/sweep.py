@@ -129,10 +129,9 @@ class Sweep:
             recipe=json.loads(json_text(self.recipe.recorded())),
             over=tuple(map(str, self.ranges)),
             measured=config.measured,
-            storage=None if config.storage is None else shown_url(config.storage),
+            storage=None if config.storage is None else shown_url(config.storage, driver=False),
         )
-        with self.place.turn():
-            self.name = self.place.claim(record)
+        with self.place.turn(), self.place.claimed(record) as self.name:
             self.study = Study(config.storage or sqlite_url(self.place.storage), self.name, self.ranges, search)
         trials = self.study.trials()
         if (runs := self.place.most_runs) > len(trials):
