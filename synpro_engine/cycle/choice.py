@@ -147,6 +147,7 @@ def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
         micro_batches=count,
         memory=footprint.training
         + footprint.activations(micro_batch, model.seq_len)
+        + footprint.logits(micro_batch, model.seq_len)
         + sum(Footprint(shape, layout, dtype).teaching(step) for shape in shapes),
         bubble=bubble,
         sent=sent,

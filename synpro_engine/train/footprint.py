@@ -9,14 +9,14 @@ import torch
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig, Recompute
 from synpro_engine.train.config import OptimizerName
+from synpro_kernels import cached_logits_bytes
 
 
 @dataclass(frozen=True)
 class Footprint:
     """Bytes of one model in `dtype`, on the fullest rank of `layout`.
 
-    Counted is what grows with the model: not the device's own context, nor the blocks of logits and buffers that a step
-    holds for a moment.
+    Counted is what grows with the model: not the device's own context, nor what an allocator keeps of what was freed.
     """
 
     model: ModelConfig
@@ -75,8 +75,21 @@ class Footprint:
         pp, vpp = self.layout.pp, self.layout.vpp
         masks = (pp if vpp == 1 else pp * (vpp + 1) - 1) * length if self.apart else 0
         here = kept * self.model.layers - max(0, self._waiting - 2 * kept)
-        of_rows = rows * length / self.layout.cp * (here + again + masks)
+        of_rows = rows * length / self.layout.cp * (here + again + masks + self._input)  # and the last norm's
         return (of_rows + self._mask_of_share(length)) * self.dtype.itemsize
+
+    def logits(self, rows: int, length: int) -> float:
+        """What the output layer's loss holds beyond `activations` of as many sequences, where it is `fused`.
+
+        A block of logits, and the fp32 gradients of hidden states and weight until the backward pass takes them. What
+        the backward pass makes again is not there yet, and of a pipeline's micro-batches the last stage has one.
+        """
+        kept, again = self._of_a_layer()
+        tokens, vocab = rows * -(-length // self.layout.cp), -(-self.model.vocab_size // self.layout.tp)
+        gradients = 4.0 * self.model.d_model * (tokens + vocab)
+        block = cached_logits_bytes(tokens, vocab, on_gpu=self.gpu)
+        earlier = kept * self.model.layers * (1 - 1 / self.layout.pp) + again
+        return max(0.0, block + gradients - tokens * earlier * self.dtype.itemsize)
 
     def _mask_of_share(self, length: int) -> float:
         """Numbers of what says which keys a context-parallel share's queries see, of all rows and layers together."""
@@ -110,14 +123,20 @@ class Footprint:
         """Numbers of a token that one layer keeps, and that are made again for one at a time."""
         model = self.model
         query, key = model.heads * model.head_size, model.kv_heads * model.head_size
-        # Inputs of products and norms: of both sublayers, of q, k and v before and after norm and rotation, of SwiGLU.
-        attended = query if self.gpu and (self.apart or self.dtype == torch.float32) else key
-        attention = (3 * query + 4 * key + 2 * self.layout.cp * attended) / self.layout.tp
+        # Inputs of products and norms: q, k and v before rotation, whose v is read there; q and k behind it, and what
+        # attention makes of them, with a number a head for its own backward pass.
+        attention = 3 * query + 2 * key + model.heads
+        copied = self.gpu and key < query and (self.apart or self.dtype == torch.float32)
+        # Whole sequences' keys and values on each context-parallel rank; or copies, a key head for each query head.
+        attention += 2 * self.layout.cp * (query if copied else key) if copied or self.layout.cp > 1 else key
+        if model.qk_norm == "width":
+            attention += query + key
         gated = 3 * model.ffn / self.layout.tp
-        # What norms take is whole on each tensor-parallel rank, unless the sequence is split between them.
-        whole = self._input
-        kept = {"none": attention + gated + 6 * whole, "mlp": attention + 6 * whole, "full": whole}[self.recompute]
-        again = {"none": 0.0, "mlp": gated, "full": attention + gated + 6 * whole}[self.recompute]
+        # What norms take and give is whole on each tensor-parallel rank, unless the sequence is split between them.
+        whole = 4 * self._input
+        attention /= self.layout.tp
+        kept = {"none": attention + gated + whole, "mlp": attention + whole, "full": self._input}[self.recompute]
+        again = {"none": 0.0, "mlp": gated, "full": attention + gated + whole}[self.recompute]
         return kept, again
 
     def teaching(self, tokens: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from synpro_engine.dist import Layout
 
 TRAINED, WEIGHTS, TEACHERS = "weights, gradients, optimizer", "weights that are read", "teachers"
-REFERENCE, CRITIC, ACTIVATIONS = "reference policy", "critic", "activations"
+REFERENCE, CRITIC, ACTIVATIONS, LOGITS = "reference policy", "critic", "activations", "a block of logits"
 PAGES, ASKED, GENERATOR, JUDGES = "keys and values", "pretrained model and probe", "generator as it came", "judges"
 NEEDED = {
     TRAINED: "rollout, update",
@@ -17,6 +17,7 @@ NEEDED = {
     REFERENCE: "reference",
     CRITIC: "update",
     ACTIVATIONS: "update",
+    LOGITS: "update",
     PAGES: "rollout",
     ASKED: "score",
     GENERATOR: "score",

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from synpro_engine.cycle.forecast.cost import ACTIVATIONS, TEACHERS, TRAINED, WEIGHTS, Cost, sampled
+from synpro_engine.cycle.forecast.cost import ACTIVATIONS, LOGITS, TEACHERS, TRAINED, WEIGHTS, Cost, sampled
 from synpro_engine.cycle.forecast.sizes import Sizes
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import SAMPLE
@@ -79,4 +79,5 @@ def _held_out(recipe: Recipe) -> float:
 
 
 def _trained(theta: Footprint, rows: int) -> dict[str, float]:
-    return {TRAINED: theta.training, ACTIVATIONS: theta.activations(rows, theta.model.seq_len)}
+    kept, logits = (of(rows, theta.model.seq_len) for of in (theta.activations, theta.logits))
+    return {TRAINED: theta.training, ACTIVATIONS: kept, LOGITS: logits}

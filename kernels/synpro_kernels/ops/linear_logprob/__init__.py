@@ -4,6 +4,7 @@
 `linear_policy_loss` make their gradients within the forward pass. The maths and the counts are in README.md here.
 """
 
+from synpro_kernels.ops.linear_logprob.block_sizes import cached_logits_bytes
 from synpro_kernels.ops.linear_logprob.cross_entropy import linear_cross_entropy
 from synpro_kernels.ops.linear_logprob.definition import linear_logprob_definition
 from synpro_kernels.ops.linear_logprob.op import linear_logprob
@@ -16,6 +17,7 @@ __all__ = [
     "CrossEntropy",
     "LogProbs",
     "TileSkip",
+    "cached_logits_bytes",
     "linear_cross_entropy",
     "linear_logprob",
     "linear_logprob_definition",

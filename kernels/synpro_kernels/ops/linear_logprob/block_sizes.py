@@ -27,17 +27,26 @@ def whole_columns(shard: Shard) -> tuple[int, int]:
     return shard.tokens, _fitting(shard.vocab, 256 << 20, shard.tokens * shard.hidden_TH.element_size(), 256)
 
 
+def cached_logits_bytes(tokens: int, vocab: int, *, on_gpu: bool) -> int:
+    """Bytes of the block of logits that `linear_cross_entropy` and its like hold, of `vocab` rows of the weight."""
+    return _cached_tokens(tokens, vocab, on_gpu, 4) * vocab * 4
+
+
+def _cached_tokens(tokens: int, vocab: int, on_gpu: bool, itemsize: int) -> int:
+    # 1 GiB is 2,048 tokens at a vocabulary of 131,072: 8,192 tokens are four chunks (docs/kernels.md has their cost).
+    return _fitting(tokens, (1 << 30) if on_gpu else (64 << 20), vocab * itemsize, 64)
+
+
 def cached(shard: Shard, vocab: int) -> tuple[int, int]:
     """(C, B) of logits that stay until their gradient is known: C tokens against all of `vocab`, B columns at a time.
 
     `vocab` is the largest shard's, so that all ranks cut the tokens alike and meet in the same collectives.
     """
-    # 1 GiB is 2,048 tokens at a vocabulary of 131,072: 8,192 tokens are four chunks (docs/kernels.md has their cost).
-    budget = (1 << 30) if shard.hidden_TH.is_cuda else (64 << 20)
-    tokens = _fitting(shard.tokens, budget, vocab * shard.precise.itemsize, 64)
+    on_gpu = shard.hidden_TH.is_cuda
+    tokens = _cached_tokens(shard.tokens, vocab, on_gpu, shard.precise.itemsize)
     # On a CPU in columns of 1024: a block stays in a core's cache, and the products ran at 157 to 192 GFLOP/s against
     # 92 to 157 over the whole vocabulary (docs/kernels.md). A GPU wants one long product.
-    return tokens, vocab if shard.hidden_TH.is_cuda else min(shard.vocab, 1024)
+    return tokens, vocab if on_gpu else min(shard.vocab, 1024)
 
 
 def _fitting(total: int, budget: int, bytes_each: int, multiple: int) -> int:
