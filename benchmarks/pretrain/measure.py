@@ -18,10 +18,10 @@ from benchmarks.pretrain.case import Case
 from benchmarks.pretrain.contenders import CONTENDERS, OURS, PLAIN, initial_weights
 from benchmarks.pretrain.loop import Contender
 from benchmarks.pretrain.rivals import TrainerSteps
+from benchmarks.pretrain.whole_run import breakdown
 from synpro_engine.backend import platform
-from synpro_engine.backend.spans import BACKWARD, FORWARD, PIPELINE, SpanClock, listening
 from synpro_engine.config import first_line
-from synpro_engine.dist import Topology, broadcast_object, gather_objects
+from synpro_engine.dist import Topology
 
 Record = dict[str, object]
 _COMPARED = 3  # steps whose losses are held to each other
@@ -40,12 +40,12 @@ def measure(case: Case, names: Sequence[str], topology: Topology, *, rounds: int
         records[name] = {"contender": name, "status": "ok"}
         _say(topology, f"{case.title}: {name} begins")
         try:
-            contender = CONTENDERS[name](recipe, weights, topology)
-            losses[name] = [contender.step(case.batches(turn)) for turn in range(_COMPARED)]
-            standing[name] = contender
+            standing[name] = CONTENDERS[name](recipe, weights, topology)
+            losses[name] = [standing[name].step(case.batches(turn)) for turn in range(_COMPARED)]
         except _FAULTS as error:
             if topology.world_size > 1:
                 raise  # the other ranks wait in a collective
+            standing.pop(name, None)
             records[name] |= {"status": "failed", "reason": (str(error).strip().splitlines() or ["?"])[0]}
     _judge(records, losses)
     # Who does other work is not timed; of ours it is told beside the time, for `--against`.
@@ -77,8 +77,10 @@ def measure(case: Case, names: Sequence[str], topology: Topology, *, rounds: int
     for one in made:
         if isinstance(one, TrainerSteps):
             one.close()
-    if OURS in standing:
-        records[OURS] |= breakdown(standing[OURS], case, topology)
+    ours = OURS in standing
+    del steps, standing, made  # what follows has a model of its own
+    if ours:
+        records[OURS] |= breakdown(case, topology)
     about = {"peak_flops": peak, "peak": "published" if known else PRODUCT, "foreign_cpu_share": foreign}
     return [record | about for record in records.values()]
 
@@ -102,30 +104,6 @@ def _judge(records: Mapping[str, Record], losses: Mapping[str, Sequence[float]])
         gap = max(abs(a - b) for a, b in zip(losses[name], losses[truth], strict=True))
         if not (math.isfinite(gap) and gap <= tolerance):
             record |= {"status": "wrong", "reason": f"losses are {gap:.2g} from {told}", "ratios": []}
-
-
-def breakdown(ours: Contender, case: Case, topology: Topology, steps: int = 3) -> Record:
-    """Seconds a step by part, on this rank and in the pipeline as a whole. Collective."""
-    batches = case.batches(_COMPARED)
-    clock = SpanClock(topology.device)
-    with listening(clock):
-        for _ in range(steps):
-            ours.step(batches)
-    seconds = {name: taken / steps for name, taken in clock.seconds().items()}
-    found: Record = {"breakdown": seconds}
-    stages, chunks = topology.pp.size, topology.vpp
-    if stages > 1:
-        # What a stage waits for others, and sends, beside its own work; the last micro-batches' share is the formula's.
-        idle = [
-            one.get(PIPELINE, 0.0) / (one.get(PIPELINE, 0.0) + one[FORWARD] + one[BACKWARD])
-            for one in gather_objects(topology.pp, seconds)
-        ]
-        micro_batches = chunks * case.micro_batches
-        found["bubble"] = {
-            "measured": broadcast_object(sum(idle) / len(idle), topology),
-            "formula": (stages - 1) / (micro_batches + stages - 1),
-        }
-    return found
 
 
 def memory(case: Case, name: str) -> Record:

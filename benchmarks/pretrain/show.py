@@ -64,6 +64,8 @@ def _breakdown(record: Record) -> Iterator[str]:
         total = sum(seconds.values())
         parts = sorted(seconds.items(), key=lambda item: -item[1])
         yield "  a step: " + ", ".join(f"{name} {taken / total:.1%}" for name, taken in parts)
+    if (saving := record.get("checkpoint_seconds")) is not None:
+        yield f"  a checkpoint: {saving:.2f} s"
     if record.get("bubble"):
         measured, formula = record["bubble"]["measured"], record["bubble"]["formula"]
         yield f"  of their steps, stages of the pipeline wait {measured:.1%}; by the formula {formula:.1%}"

@@ -134,10 +134,11 @@ def test_a_run_tells_rates_memory_and_where_a_step_goes(tmp_path: Path, capsys: 
         assert held["optimizer"] == pytest.approx(2 * held["weights"], rel=0.01)  # and a count of steps
         assert held["peak_bytes"] > held["weights"] + held["gradients"] + held["optimizer"]
     assert sum(records[0]["breakdown"].values()) > 0
-    assert {"forward", "backward", "optimizer"} <= records[0]["breakdown"].keys()
+    assert {"data", "forward", "backward", "optimizer", "log"} <= records[0]["breakdown"].keys()
+    assert records[0]["checkpoint_seconds"] > 0
     assert "breakdown" not in records[1]
     shown = capsys.readouterr().out
-    assert "smoke: olmo2 L2 D64 F128 V512, 1 x 2 x 64" in shown and "a step: " in shown
+    assert "smoke: olmo2 L2 D64 F128 V512, 1 x 2 x 64" in shown and "a step: " in shown and "a checkpoint: " in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
