@@ -15,6 +15,7 @@ from synpro_engine.backend import platform
 from synpro_engine.backend.spans import BACKWARD, CHECKPOINT, FORWARD, PIPELINE, SpanClock, listening
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader
 from synpro_engine.dist import Topology, broadcast_object, gather_objects
+from synpro_engine.dist.environment import read_environment
 from synpro_engine.model.build import build_model
 from synpro_engine.train.config import ScheduleConfig, TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
@@ -72,8 +73,11 @@ def breakdown(case: Case, topology: Topology) -> dict[str, object]:
         recipe.model, topology, dtype=platform.resolve_dtype(recipe.dtype), seed=0,
         recompute=config.recompute, offload_layers=config.offload_layers,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as own:
-        directory = Path(broadcast_object(own, topology)) / "run"
+    here = read_environment()
+    # Of several machines each rank writes its part of the checkpoint to a place that all of them see.
+    place = "." if here.local_world_size < here.world_size else None
+    with tempfile.TemporaryDirectory(dir=place, prefix="synpro-bench-") as own:
+        directory = Path(broadcast_object(own, topology)).absolute() / "run"
         pretrain(model, config, _loader(case, rows, topology), directory, watcher=ear, label="a step's parts")
     seconds, steps = ear.seconds, _LAST - _FIRST
     found: dict[str, object] = {"checkpoint_seconds": seconds.pop(CHECKPOINT)}

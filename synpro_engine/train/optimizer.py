@@ -112,7 +112,7 @@ def check_rates(model: Model, config: OptimizerConfig) -> None:
     """Raise UserError, on every rank, where a rate is set of which nothing in the model trains. Collective."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for part in _apart(config):
-        there = any(_PARTS[part].matches(p, name) for name, p in trained)  # pyright: ignore[reportArgumentType]
+        there = any(_PARTS[part].matches(p, name) for name, p in trained)
         if not any(on_every_rank(model.topology, lambda there=there: there)):
             hint = " (it is tied to the embedding)" if part == "output" and model.config.tie_embeddings else ""
             raise UserError(f"`optimizer.rates.{part}`: nothing that it is of trains here{hint}")
