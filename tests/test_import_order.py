@@ -19,8 +19,8 @@ ROOMS = {
     "influence": "estimator config examples batching directions first_order two_forward in_run texts".split(),
     "cycle": (
         "run_layout sections arm_files arm_sections rules recipe recipe_files checkpoints layouts choice rates external"
-        " contents settings stages run_lock steps graph elsewhere arm_stages plan forecast tracing summaries cycle generation"
-        " status scoring"
+        " contents settings stages run_lock steps graph elsewhere arm_stages plan forecast tracing summaries cycle"
+        " generation status scoring"
     ).split(),
 }
 """Modules and sub-packages of a package, in their order."""
