@@ -51,6 +51,12 @@ class HangWatch:
         self.rest()
         self._part, self._parts, self._since = part, self._parts + 1, time.monotonic()
 
+    def goes_on(self) -> None:
+        """The part in hand gets on, in pieces of which ranks may have different numbers: each may take as long."""
+        if self._since < math.inf:
+            self.rest()
+            self._since = time.monotonic()
+
     def rest(self) -> None:
         """What comes now may take as long as it likes: it is watched otherwise, or not at all."""
         since, self._since = self._since, math.inf

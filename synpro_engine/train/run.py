@@ -5,7 +5,7 @@ Begin or resume, step, evaluate, save, end; `trainer` calls these in their order
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from math import nan
@@ -284,10 +284,11 @@ class PretrainRun:
 
         Raises DivergedError where the losses have been out of bounds for too long, or no longer fall but were lower.
         """
-        held = self.config.evaluate_with
+        held, step = self.config.evaluate_with, self.engine.step_index
         with self.throughput.pause(), span(EVALUATE), self.engine.holding(held):
-            losses = held_out_losses(self.model, self.held_out, self.mixed, micro_batch=self.config.micro_batch)
-        step = self.engine.step_index
+            sets = {name: self._watched(step, name, batches) for name, batches in self.held_out.items()}
+            losses = held_out_losses(self.model, sets, self.mixed, micro_batch=self.config.micro_batch)
+        self.hang.rest()
         self.state.losses, self.state.evaluated_at = losses, step
         values = {f"{name}_loss": loss for name, loss in losses.items()}
         if losses:
@@ -314,6 +315,13 @@ class PretrainRun:
             raise DivergedError(fault)
         if self.evaluated is not None:
             self.evaluated(step, losses, self.finished)
+
+    def _watched(self, step: int, name: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same, and a batch that takes too long is a hang as a step that does."""
+        self.hang.begin(f"the evaluation behind step {step}, on {name}")
+        for batch in batches:
+            yield batch
+            self.hang.goes_on()
 
     def ask(self) -> None:
         """Put the multiple-choice questions to the model, where there are any, and write down how it answered."""

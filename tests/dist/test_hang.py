@@ -1,15 +1,17 @@
 """Training that hangs ends with the rank that is behind, the line that it is stuck at, and every rank's stacks."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from synpro_engine.data import Batch
+from synpro_engine.data import Batch, EvalBatches
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.hang import HangWatch, Place
 from synpro_engine.dist.testing import ends, programs
 from synpro_engine.model.build import build_model
+from synpro_engine.train.metrics import METRICS
 from synpro_engine.train.trainer import pretrain
 from tests.train.test_trainer import CONFIG, SHAPE, held_out, loader_of
 
@@ -35,6 +37,36 @@ def hangs(directory: str) -> None:
 
         loader.next_batch = next_batch
         pretrain(build_model(SHAPE, topology), CONFIG, loader, Path(directory), held_out=held_out(topology))
+
+
+def hangs_in_evaluation(directory: str) -> None:
+    """Rank 1 of two is stuck in the third batch of an evaluation."""
+    with launched(ParallelConfig(hang_minutes=MINUTES)) as topology:
+        held = held_out(topology)
+
+        def batches() -> Iterator[Batch]:
+            for number, batch in enumerate(held["validation"]):
+                if (
+                    number == 2
+                    and topology.rank == 1
+                    and (Path(directory) / "metrics.jsonl").read_text().count("train")
+                ):
+                    sleeps_for_ever()
+                yield batch
+
+        sets = {"reference": held["reference"], "validation": EvalBatches(batches)}
+        pretrain(build_model(SHAPE, topology), CONFIG, loader_of(topology), Path(directory), held_out=sets)
+
+
+def test_a_rank_that_is_stuck_in_an_evaluation_is_named_too(tmp_path: Path) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    with programs(hangs_in_evaluation, 2, log, directory=str(run)) as processes:
+        found = ends(processes, log, timeout_s=200)
+    assert [end.code for end in found] == [134, 134], found
+    [line] = [line for end in found for line in end.stderr.splitlines() if line.startswith("error: ")]
+    assert "rank 1 on " in line and "is in the evaluation behind step 2, on validation, at sleeps_for_ever" in line, (
+        line
+    )
 
 
 def test_the_rank_that_is_stuck_is_named_with_its_step_and_line(tmp_path: Path) -> None:
@@ -79,5 +111,8 @@ def test_a_part_may_take_ten_times_as_long_as_the_longest_one_and_rest_as_long_a
     assert not hang.hangs  # three times the longest, and thirty times the setting
     time.sleep(0.9)
     assert hang.hangs
+    hang.goes_on()
+    assert not hang.hangs
     hang.rest()
+    hang.goes_on()
     assert not hang.hangs
