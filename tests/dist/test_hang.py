@@ -46,11 +46,8 @@ def hangs_in_evaluation(directory: str) -> None:
 
         def batches() -> Iterator[Batch]:
             for number, batch in enumerate(held["validation"]):
-                if (
-                    number == 2
-                    and topology.rank == 1
-                    and (Path(directory) / "metrics.jsonl").read_text().count("train")
-                ):
+                trained = '"train"' in (Path(directory) / METRICS).read_text()
+                if trained and number == 2 and topology.rank == 1:
                     sleeps_for_ever()
                 yield batch
 
