@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synpro_engine.data import Batch
-from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.config import OptimizerConfig, RatesConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -27,7 +27,9 @@ class Contender(Protocol):
 
 
 def adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch's, fused, with the engine's two groups: the embedding does not decay."""
+    """torch's, fused, with the engine's two groups: the embedding does not decay. NotImplementedError for `rates`."""
+    if config.rates != RatesConfig():
+        raise NotImplementedError("`pretrain.optimizer.rates` are the engine's alone")
     embedding = [p for name, p in module.named_parameters() if "embed_tokens" in name]
     rest = [p for name, p in module.named_parameters() if "embed_tokens" not in name]
     return torch.optim.AdamW(

@@ -35,6 +35,10 @@ def check_pretraining(recipe: Recipe, ranks: int) -> None:
     layout = recipe.layout_of(PRETRAIN, ranks)
     assert layout is not None
     check_layout(recipe.model, layout)
+    if recipe.model.tie_embeddings and recipe.pretrain.optimizer.rates.output != 1:
+        raise UserError(
+            "`pretrain.optimizer.rates.output`: the output layer is tied to the embedding, whose `embedding` it goes by"
+        )
     pretrain, probe, walks = recipe.pretrain, recipe.probe, recipe.probe.kind == "walk"
     _check_batch(layout, "pretrain.global_batch", pretrain.global_batch, "pretrain.micro_batch", pretrain.micro_batch)
     # A direction is made of the steps to come, batches of pretraining, and trains on none.
@@ -124,6 +128,9 @@ def check_trained(recipe: Recipe, generator: ModelConfig) -> None:
                 raise UserError(
                     f"`tune.{name}.{part}`: {blocks} is more than the generator's {generator.layers} blocks"
                 )
+        for part in ("embedding", "output") if tune.lora is not None or tune.train_last_blocks is not None else ():
+            if getattr(tune.optimizer.rates, part) != 1:
+                raise UserError(f"`tune.{name}.optimizer.rates.{part}`: the generator's {part} does not train")
         if tune.lora is not None and tune.lora.rank >= generator.d_model:
             raise UserError(
                 f"`tune.{name}.lora.rank`: {tune.lora.rank} is not below the generator's width {generator.d_model}"

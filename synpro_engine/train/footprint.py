@@ -66,30 +66,45 @@ class Footprint:
         """What the forward passes of `rows` sequences keep for the backward pass.
 
         By an attention that keeps no matrix of weights. A pipeline's first stage has as many micro-batches in hand as
-        there are stages, so that its fewer layers make no difference. What is made again is held for one layer at once.
+        there are stages, so that its fewer layers make no difference; more, where the schedule is interleaved. What is
+        made again is held for one layer at once.
         Context-parallel ranks keep their shares, and whole sequences' keys and values. A mask is one for all layers of
         a pass, of which an interleaved pipeline's first stage has more in hand. Of layers that wait on the host two are
         here: the one whose turn it is, and the next one; and what a chunk was sent by the stage before.
         """
-        kept, again = self._of_a_layer()
-        pp, vpp = self.layout.pp, self.layout.vpp
-        masks = (pp if vpp == 1 else pp * (vpp + 1) - 1) * length if self.apart else 0
-        here = kept * self.model.layers - max(0, self._waiting - 2 * kept)
-        of_rows = rows * length / self.layout.cp * (here + again + masks + self._input)  # and the last norm's
+        first, _ = self._passes
+        masks = first * length if self.apart else 0
+        _, again = self._of_a_layer()
+        of_rows = rows * length / self.layout.cp * (first * self._of_a_pass + again + masks + self._input)  # last norm
         return (of_rows + self._mask_of_share(length)) * self.dtype.itemsize
 
-    def logits(self, rows: int, length: int) -> float:
+    def logits(self, rows: int, length: int, *, trains: bool = True) -> float:
         """What the output layer's loss holds beyond `activations` of as many sequences, where it is `fused`.
 
-        A block of logits, and the fp32 gradients of hidden states and weight until the backward pass takes them. What
-        the backward pass makes again is not there yet, and of a pipeline's micro-batches the last stage has one.
+        A block of logits, and the fp32 gradients of hidden states and, where it trains, of the weight, until the
+        backward pass takes them. What that pass makes again is not there yet, and a pipeline's last stage, which has
+        all this, has fewer micro-batches in hand than the first.
         """
-        kept, again = self._of_a_layer()
         tokens, vocab = rows * -(-length // self.layout.cp), -(-self.model.vocab_size // self.layout.tp)
-        gradients = 4.0 * self.model.d_model * (tokens + vocab)
-        block = cached_logits_bytes(tokens, vocab, on_gpu=self.gpu)
-        earlier = kept * self.model.layers * (1 - 1 / self.layout.pp) + again
-        return max(0.0, block + gradients - tokens * earlier * self.dtype.itemsize)
+        gradients = 4.0 * self.model.d_model * (tokens + vocab * trains)
+        block = cached_logits_bytes(tokens, vocab, on_gpu=self.gpu, itemsize=self.dtype.itemsize)
+        first, last = self._passes
+        _, again = self._of_a_layer()
+        fewer = (first - last) * self._of_a_pass + again
+        return max(0.0, block + gradients - tokens * fewer * self.dtype.itemsize)
+
+    @property
+    def _passes(self) -> tuple[int, int]:
+        """Passes through a chunk of layers that the first stage, and the last one, have in hand at most."""
+        pp, vpp = self.layout.pp, self.layout.vpp
+        return (pp, 1) if vpp == 1 else (pp * (vpp + 1) - 1, pp * (vpp - 1) + 1)
+
+    @property
+    def _of_a_pass(self) -> float:
+        """Numbers of a token that a pass through a chunk keeps on the device."""
+        kept, _ = self._of_a_layer()
+        whole = kept * self.model.layers - max(0, self._waiting - 2 * kept)
+        return whole / (self.layout.pp * self.layout.vpp)
 
     def _mask_of_share(self, length: int) -> float:
         """Numbers of what says which keys a context-parallel share's queries see, of all rows and layers together."""

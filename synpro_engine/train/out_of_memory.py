@@ -45,7 +45,8 @@ def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int,
     tokens = config.global_batch * seq_len
     taught = sum(Footprint(one.config, layout, one.dtype).teaching(tokens) for one in teachers)
     beside = f", {_gib(taught)} of `pretrain.distill.teachers`" if teachers else ""
-    rows, kept = config.micro_batch, _gib(taken.activations(config.micro_batch, seq_len))
+    rows, kept = config.micro_batch, taken.activations(config.micro_batch, seq_len)
+    kept += taken.logits(rows, seq_len) if config.output_layer == "fused" else 0.0
     less = [f"`pretrain.micro_batch` ({rows})"] if rows > 1 else []
     less += [f"`model.seq_len` ({model.config.seq_len})"]
     again = "" if config.recompute == "full" else ", keep less by `pretrain.recompute: full`"
@@ -56,7 +57,7 @@ def _told(error: BaseException, model: Model, config: TrainConfig, seq_len: int,
     fused = "" if config.output_layer == "fused" else "; `pretrain.output_layer: fused` holds no logits"
     return (
         f"out of memory ({_cause(error)}); counted for a rank are {_gib(taken.training)} of weights, gradients and"
-        f" optimizer{beside} and {kept} for a micro-batch of {rows} x {seq_len} tokens:"
+        f" optimizer{beside} and {_gib(kept)} for a micro-batch of {rows} x {seq_len} tokens:"
         f" lower {' or '.join(less)}{again}, or divide model or sequences over more ranks by {' or '.join(more)}{fused}"
     )
 

@@ -6,7 +6,7 @@ Begin or resume, step, evaluate, save, end; `trainer` calls these in their order
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
@@ -24,7 +24,7 @@ from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import TrainConfig, WeightsOf
 from synpro_engine.train.divergence import DivergedError, PretrainGuard
-from synpro_engine.train.engine import Accept, Engine, StepResult
+from synpro_engine.train.engine import Accept, Engine, LossFn, StepResult
 from synpro_engine.train.evaluation import held_out_losses
 from synpro_engine.train.losses import DistillationLoss, LanguageModelLoss, count_labels
 from synpro_engine.train.metrics import MetricsLog, Throughput, flops_per_token
@@ -256,10 +256,10 @@ class PretrainRun:
         labels = int(labels)
         # A batch whose labels are all masked has a loss of 0 and must not divide by 0.
         denominator = max(1, labels)
-        watched = self.loss_fn.over(microbatches)
-        if self.watcher is not None:
-            watched = self.watcher.watching(microbatches, self.loss_fn, denominator)
-        with watched as loss_fn:
+        with ExitStack() as held:
+            loss_fn: LossFn[Batch] = held.enter_context(self.loss_fn.over(microbatches))
+            if self.watcher is not None:
+                loss_fn = held.enter_context(self.watcher.watching(microbatches, loss_fn, denominator))
             result = self.engine.step(
                 microbatches, loss_fn, denominator=denominator, accept=accept,
                 rows_of=lambda batch: documents_apart(batch, self.topology.device),

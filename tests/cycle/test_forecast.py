@@ -212,7 +212,7 @@ def test_what_waits_on_the_host_counts_in_the_phases_that_need_it() -> None:
     (graphs, _) = tuned("tune.rephrase.residency=parked", "tune.rephrase.sampler.graphs=true")
     held = parked.held
     assert held == plain.held and plain.memory == sum(held.values()) and not plain.parked
-    throughout = held["weights, gradients, optimizer"] + held["activations"]
+    throughout = held["weights, gradients, optimizer"] + held["activations"] + held["a block of logits"]
     asked = held["pretrained model and probe"] + held["generator as it came"] + held["judges"]
     assert parked.in_phase("rollout") == throughout + held["keys and values"]
     assert parked.in_phase("score") == throughout + asked

@@ -242,6 +242,26 @@ def test_more_ranks_hold_less_each_and_the_model_is_whole(parallel: dict[str, in
     assert shared.saved() == alone.saved()
 
 
+def test_the_last_stage_has_its_logits_beside_fewer_micro_batches_than_the_first_has() -> None:
+    def said(dtype: torch.dtype = torch.bfloat16, ranks: int = 1, **layout: int) -> tuple[float, float]:
+        made = Footprint(SHAPE, Layout.of(ParallelConfig.model_validate(layout), ranks), dtype, gpu=True)
+        return made.activations(1, SHAPE.seq_len), made.logits(1, SHAPE.seq_len)
+
+    (kept, alone), (same, of_last) = said(), said(ranks=3, pp=3)
+    assert kept == same and alone > of_last >= 0
+    gradients = 4 * SHAPE.d_model * (SHAPE.seq_len + SHAPE.vocab_size)
+    assert alone == gradients + SHAPE.seq_len * SHAPE.vocab_size * (4 + 2)  # slopes in bf16 beside fp32 logits
+    assert said(torch.float32)[1] == gradients + SHAPE.seq_len * SHAPE.vocab_size * 4
+    deep = SHAPE.model_copy(update={"layers": 8})
+    plain, woven = (Footprint(deep, Layout.of(ParallelConfig(pp=2, vpp=vpp), 2), torch.float32) for vpp in (None, 2))
+    last_norm = 4 * SHAPE.seq_len * SHAPE.d_model
+    ratio = (woven.activations(1, 32) - last_norm) / (plain.activations(1, 32) - last_norm)
+    assert ratio == pytest.approx((2 * 3 - 1) / (2 * 2))
+    # Where all layers wait on the host, the last stage has no more room for its logits than the first.
+    waiting = Footprint(deep, Layout.of(ParallelConfig(pp=2), 2), torch.float32, recompute="full", offload_layers=8)
+    assert waiting.logits(1, 32) > 0.5 * gradients
+
+
 def test_the_documented_sizes_of_a_7b_model_are_those_that_are_counted() -> None:
     llama = ModelConfig(
         family="llama", layers=32, d_model=4096, heads=32, kv_heads=32, ffn=11008, vocab_size=32000, seq_len=4096

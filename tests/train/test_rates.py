@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from synpro_engine.config import UserError
+from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model, freeze_but_last
@@ -71,3 +73,14 @@ def test_a_rate_of_which_nothing_trains_is_refused(topology: Topology, shape: Mo
     freeze_but_last(frozen, 1)
     with pytest.raises(UserError, match=r"`optimizer\.rates\.embedding`: nothing that it is of trains here$"):
         Engine(frozen, OptimizerConfig(rates=RATES))
+
+
+def test_a_rate_that_a_recipe_cannot_use_is_refused_before_its_first_stage() -> None:
+    tied = ["model.tie_embeddings=true", "pretrain.optimizer.rates.output=2"]
+    tuned = ["tune.rephrase.train_last_blocks=1", "tune.rephrase.optimizer.rates.embedding=2"]
+    for settings, key in (
+        (tied, "pretrain.optimizer.rates.output"),
+        (tuned, "tune.rephrase.optimizer.rates.embedding"),
+    ):
+        with pytest.raises(UserError, match=rf"^`{key}`: "):
+            check_recipe(load_recipe("smoke", settings), 1)

@@ -11,6 +11,7 @@ from synpro_engine.cycle.forecast.cost import (
     CRITIC,
     GENERATOR,
     JUDGES,
+    LOGITS,
     PAGES,
     PARKED,
     REFERENCE,
@@ -83,6 +84,8 @@ def _policy(config: TuneConfig, generator: Footprint, read: float) -> dict[str, 
         trained = config.critic.train_last_blocks
         held[CRITIC] = generator.training if trained is None else generator.partly(trained)
     held[ACTIVATIONS] = generator.activations(config.micro_batch, math.ceil(read))
+    whole = last is None and config.lora is None
+    held[LOGITS] = generator.logits(config.micro_batch, math.ceil(read), trains=whole)
     if last is not None and (reference or config.importance is not None):
         # What the blocks that do not train make of a step is kept for its updates.
         held[ACTIVATIONS] += generator.hidden(config.prompts_per_step * config.group_size * read)

@@ -27,9 +27,13 @@ def whole_columns(shard: Shard) -> tuple[int, int]:
     return shard.tokens, _fitting(shard.vocab, 256 << 20, shard.tokens * shard.hidden_TH.element_size(), 256)
 
 
-def cached_logits_bytes(tokens: int, vocab: int, *, on_gpu: bool) -> int:
-    """Bytes of the block of logits that `linear_cross_entropy` and its like hold, of `vocab` rows of the weight."""
-    return _cached_tokens(tokens, vocab, on_gpu, 4) * vocab * 4
+def cached_logits_bytes(tokens: int, vocab: int, *, on_gpu: bool, itemsize: int) -> int:
+    """Bytes of the block of logits that `linear_cross_entropy` and its like hold, of `vocab` rows of the weight.
+
+    itemsize: of the operands, in which a GPU has the block's gradient beside it where that is less than fp32.
+    """
+    beside = itemsize if on_gpu and itemsize < 4 else 0
+    return _cached_tokens(tokens, vocab, on_gpu, 4) * vocab * (4 + beside)
 
 
 def _cached_tokens(tokens: int, vocab: int, on_gpu: bool, itemsize: int) -> int:
