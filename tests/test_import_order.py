@@ -19,7 +19,7 @@ ROOMS = {
     "influence": "estimator config examples batching directions first_order two_forward in_run texts".split(),
     "cycle": (
         "run_layout sections arm_files arm_sections rules recipe recipe_files checkpoints layouts choice rates external"
-        " contents settings stages run_lock steps graph elsewhere arm_stages plan forecast tracing summaries cycle"
+        " contents settings stages run_lock steps graph arm_stages plan forecast tracing summaries cycle"
         " generation status scoring"
     ).split(),
 }

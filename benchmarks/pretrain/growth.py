@@ -76,7 +76,7 @@ def _measured(rounds: int) -> Iterator[Record]:
         where = environment(topology.device)
         for axis, value in ((axis, value) for axis, values in AXES.items() for value in values):
             step = case(axis, value)
-            for found in measure(step, (OURS, PLAIN), topology, rounds=rounds, warmups=1):
+            for found in measure(step, (OURS, PLAIN), topology, rounds=rounds, warmups=1, parts=False):
                 yield {
                     "bench": BENCH, "axis": axis, "value": value, "flops": step.flops_per_token[0] * step.tokens,
                     **found, "environment": where,

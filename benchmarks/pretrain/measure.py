@@ -29,8 +29,13 @@ PRODUCT = "large product"
 _FAULTS = (RuntimeError, ImportError, NotImplementedError)
 
 
-def measure(case: Case, names: Sequence[str], topology: Topology, *, rounds: int, warmups: int) -> list[Record]:
-    """A record for each contender: its rates, and whether its losses are those of plain PyTorch. Collective."""
+def measure(
+    case: Case, names: Sequence[str], topology: Topology, *, rounds: int, warmups: int, parts: bool = True
+) -> list[Record]:
+    """A record for each contender: its rates, and whether its losses are those of plain PyTorch. Collective.
+
+    parts: those of our own step too.
+    """
     recipe, device = case.recipe, topology.device
     weights = initial_weights(recipe, topology) if set(names) - {OURS} else {}
     standing: dict[str, Contender] = {}
@@ -78,8 +83,13 @@ def measure(case: Case, names: Sequence[str], topology: Topology, *, rounds: int
         if isinstance(one, TrainerSteps):
             one.close()
     ours = OURS in standing
-    del steps, standing, made  # what follows has a model of its own
-    if ours:
+    # What follows has a model of its own.
+    standing, made, steps, one = {}, [], {}, None
+    weights.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if ours and parts:
         records[OURS] |= breakdown(case, topology)
     about = {"peak_flops": peak, "peak": "published" if known else PRODUCT, "foreign_cpu_share": foreign}
     return [record | about for record in records.values()]

@@ -66,6 +66,8 @@ def _breakdown(record: Record) -> Iterator[str]:
         yield "  a step: " + ", ".join(f"{name} {taken / total:.1%}" for name, taken in parts)
     if (saving := record.get("checkpoint_seconds")) is not None:
         yield f"  a checkpoint: {saving:.2f} s"
+    if "breakdown_reason" in record:
+        yield f"  a step's parts not measured: {record['breakdown_reason']}"
     if record.get("bubble"):
         measured, formula = record["bubble"]["measured"], record["bubble"]["formula"]
         yield f"  of their steps, stages of the pipeline wait {measured:.1%}; by the formula {formula:.1%}"

@@ -13,6 +13,7 @@ import torch
 from benchmarks.pretrain.case import Case
 from synpro_engine.backend import platform
 from synpro_engine.backend.spans import BACKWARD, CHECKPOINT, FORWARD, PIPELINE, SpanClock, listening
+from synpro_engine.config import UserError, first_line
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader
 from synpro_engine.dist import Topology, broadcast_object, gather_objects
 from synpro_engine.dist.environment import read_environment
@@ -57,8 +58,22 @@ class _Ear:
 def breakdown(case: Case, topology: Topology) -> dict[str, object]:
     """`breakdown`: seconds of a step by part, on this rank; of a checkpoint `checkpoint_seconds`. Collective.
 
-    And of a pipeline `bubble`: what its stages wait, as measured and by the formula.
+    And of a pipeline `bubble`: what its stages wait, as measured and by the formula. Where one process has no room for
+    the run, `breakdown_reason` in their place: the times stand.
     """
+    hang = topology.watch.hang
+    before = hang.directory
+    try:
+        return _breakdown(case, topology)
+    except (UserError, OSError) as error:
+        if topology.world_size > 1:
+            raise  # the other ranks wait in a collective
+        return {"breakdown_reason": first_line(error)}
+    finally:
+        hang.directory = before  # the run's own is gone
+
+
+def _breakdown(case: Case, topology: Topology) -> dict[str, object]:
     recipe, ear = case.recipe, _Ear(topology.device)
     rows = case.micro_batches * recipe.pretrain.micro_batch * topology.dp.size
     config = TrainConfig.model_validate(
@@ -66,7 +81,9 @@ def breakdown(case: Case, topology: Topology) -> dict[str, object]:
         | {
             "max_steps": _LAST, "global_batch": rows, "checkpoint_every": _SAVED, "schedule": ScheduleConfig(),
             "eval_every": 0, "tasks_every": 0, "keep_every": 0, "plateau": None, "distill": None, "loggers": (),
-            "checkpoint_copy": None,
+            "checkpoint_copy": None, "keep_checkpoints": 1, "async_checkpoints": False,
+            # At a full rate on random tokens losses may rise, and no part of a step takes longer for it.
+            "divergence": None, "spike": None,
         }
     )  # fmt: skip
     model = build_model(
@@ -80,7 +97,7 @@ def breakdown(case: Case, topology: Topology) -> dict[str, object]:
         directory = Path(broadcast_object(own, topology)).absolute() / "run"
         pretrain(model, config, _loader(case, rows, topology), directory, watcher=ear, label="a step's parts")
     seconds, steps = ear.seconds, _LAST - _FIRST
-    found: dict[str, object] = {"checkpoint_seconds": seconds.pop(CHECKPOINT)}
+    found: dict[str, object] = {"checkpoint_seconds": seconds.pop(CHECKPOINT, None)}  # None where a step was skipped
     found["breakdown"] = {name: taken / steps for name, taken in seconds.items()}
     if topology.pp.size > 1:
         found["bubble"] = _bubble(seconds, case, topology)

@@ -25,8 +25,6 @@ class Known:
     """By `decide` stage: whether another round follows."""
     ended: Mapping[str, int] = field(default_factory=dict)
     """By training stage that may end early: the step at which it did, counted from pretraining's first."""
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """By the name that a stage would have: the one that it is there under."""
     most: bool = False
     """Take it that every round follows and is as long as it may be: for who counts beforehand."""
 
@@ -65,8 +63,6 @@ class Graph:
         """By stage: the recipe as its arm has it."""
         self.whole = False
         """Whether all stages of the run are known."""
-        self.asked_for: dict[str, str] = {}
-        """By each name that a stage was to be added under: the one that it has."""
         self._ranks, self._contents, self._alike = ranks, contents, dict[str, str]()
         self._places = places_of(recipe)
 
@@ -86,25 +82,17 @@ class Graph:
         # Digests stand in the settings, so that a changed file makes a stage stale in the way of a changed key.
         if name in self._contents:
             config["contents"] = self._contents[name]
-        places, wanted = self._places.get(name, {}), name
-        name = self.known.elsewhere.get(name, name)
         stage = Stage(
             name=name, command=command, work=work, config=config, parents=tuple(dict.fromkeys(parents)),
             seed=config.get("seed", self.recipe.seed), layout=own.layout_of(name, self._ranks), arm=arm, opens=opens,
         )  # fmt: skip
         # By the kind, which the last part of a name tells, and by all that its result depends on.
         # Places too: who looks from outside knows no digests, and must find the same stages.
-        kind = name.rpartition("/")[2].partition("-seed-")[0]
+        kind, places = name.rpartition("/")[2].partition("-seed-")[0], self._places.get(name, {})
         alike = json_text([kind, config, stage.parents, places])
         if alike not in self._alike:
             assert name not in self.recipes, f"two different stages are called {name}"
             self._alike[alike] = name
             self.stages.append(stage)
             self.recipes[name] = own
-        self.asked_for[wanted] = self._alike[alike]
         return self._alike[alike]
-
-    @property
-    def knows_contents(self) -> bool:
-        """Whether digests of files stand in the stages' settings."""
-        return bool(self._contents)

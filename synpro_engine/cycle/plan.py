@@ -6,14 +6,12 @@ Each stage's work is in `steps`, its settings in `settings`. The list grows wher
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.arm_stages import ArmStages
-from synpro_engine.cycle.contents import Contents, contents_of
-from synpro_engine.cycle.elsewhere import found_elsewhere
+from synpro_engine.cycle.contents import contents_of
 from synpro_engine.cycle.graph import Graph, Known, known_of
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
@@ -60,9 +58,8 @@ class Plan:
 
     def look(self) -> bool:
         """Look at what finished stages say of those to come; whether there is news. Collective."""
-        place = self.recipe, self.directory, self.topology.world_size, self._contents
-        before, self._known = self._known, on_main(self.topology, lambda: _grown(*place).known)
-        self._graph = Graph(*place, self._known)
+        before, self._known = self._known, on_main(self.topology, lambda: known_of(self.recipe, self.directory))
+        self._graph = Graph(self.recipe, self.directory, self.topology.world_size, self._contents, self._known)
         add_stages(self._graph, self._evaluated)
         return self._known != before
 
@@ -107,18 +104,9 @@ def _refuse_equal_arms(graph: Graph) -> None:
 
 def looked_at(recipe: Recipe, directory: Path) -> Graph:
     """The stages that are known of a run, for who looks at it from outside and runs none."""
-    return _grown(recipe.undivided(), directory, 1, {})
-
-
-def _grown(recipe: Recipe, directory: Path, ranks: int, contents: Contents) -> Graph:
-    """All stages that are known, each under the name that it is there under."""
-    known = known_of(recipe, directory)
-    while True:
-        graph = Graph(recipe, directory, ranks, contents, known)
-        add_stages(graph)
-        if not (found := found_elsewhere(graph)):
-            return graph
-        known = replace(known, elsewhere={**known.elsewhere, **found})
+    graph = Graph(recipe.undivided(), directory, 1, {}, known_of(recipe, directory))
+    add_stages(graph)
+    return graph
 
 
 def add_stages(graph: Graph, evaluated: Evaluated | None = None) -> None:

@@ -88,17 +88,17 @@ def stale_stages(directory: Path, stages: Sequence[Stage]) -> list[Stage]:
             changed = path.exists() or note.exists()
         elif (path / MANIFEST).exists():
             manifest = read_manifest(path)
-            changed = would_differ(directory, stage, manifest.config, manifest.parents)
+            changed = _differs(directory, stage, manifest.config, manifest.parents)
         else:
             # Half done work without a checkpoint in it costs nothing, and is replaced without a question.
-            made = read_json(note) if half_done(directory, stage) else None
-            changed = made is not None and would_differ(directory, stage, made["config"], made["parents"])
+            begun = read_json(note) if note.exists() and _resumable(partial_path(path)) else None
+            changed = begun is not None and _differs(directory, stage, begun["config"], begun["parents"])
         if changed:
             stale[stage.name] = stage
     return list(stale.values())
 
 
-def would_differ(directory: Path, stage: Stage, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
+def _differs(directory: Path, stage: Stage, config: Mapping[str, Any], parents: Mapping[str, str]) -> bool:
     """Whether a stage that was made with `config` from `parents` (by content hash) would be another one now."""
     # Compared as JSON reads it back: a tuple would differ from its own list for ever.
     if config != _plain(stage.config) or set(parents) != set(stage.parents):
@@ -106,11 +106,6 @@ def would_differ(directory: Path, stage: Stage, config: Mapping[str, Any], paren
     # A parent that is missing is made anew first; only then it shows whether it is another one.
     there = [parent for parent in stage.parents if (directory / parent / MANIFEST).exists()]
     return any(parents[parent] != read_manifest(directory / parent).content_hash for parent in there)
-
-
-def half_done(directory: Path, stage: Stage) -> bool:
-    """Whether there is something of it to resume from."""
-    return _note(directory, stage).exists() and _resumable(partial_path(directory / stage.name))
 
 
 def remove_stages(directory: Path, stages: Sequence[Stage]) -> None:

@@ -71,9 +71,9 @@ class Place:
         """
         path = self.directory / _SWEEP
         if not path.exists():
-            # A storage that was made in a block that did not end holds a study of a name that none has.
-            own = (_TURN, _STORAGE)
-            if foreign := next((one.name for one in self.directory.iterdir() if one.name not in own), None):
+            # What a block that did not end left: a storage, or its journal, with a study of a name that none has.
+            own = (_TURN, _STORAGE, _SWEEP)
+            if foreign := next((one.name for one in self.directory.iterdir() if not one.name.startswith(own)), None):
                 raise UserError(f"{self.directory}: holds {foreign}, and no sweep; give another --dir")
             yield record.name
             atomic_write_text(path, json_text(record.model_dump(mode="json"), indent=2) + "\n")

@@ -278,7 +278,8 @@ def _storage(url: str, shown: str) -> RDBStorage:
     try:
         return RDBStorage(url, engine_kwargs=options)
     except ImportError as fault:
-        hint = ": synpro_engine[postgres] brings it" if parsed.get_backend_name() == "postgresql" else ""
+        postgres = parsed.get_backend_name() == "postgresql"
+        hint = ": synpro_engine[postgres] brings one for postgresql://" if postgres else ""
         raise UserError(f"--storage {shown}: its driver is not installed ({fault.__cause__ or fault}){hint}") from fault
     except (RuntimeError, KeyError, ValueError) as fault:  # tables of another version; braces
         raise UserError(f"--storage {shown}: {first_line(fault)}") from fault

@@ -8,7 +8,7 @@ import pytest
 from synpro_engine.config import UserError, load_config, read_yaml, to_yaml
 from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.cycle.external import fingerprint
-from synpro_engine.cycle.plan import Plan, looked_at
+from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.run_layout import CONFIG
 from synpro_engine.cycle.run_lock import check_claimed, claim
 from synpro_engine.cycle.stages import Stage
@@ -285,29 +285,3 @@ def test_a_changed_file_of_a_judge_makes_the_stages_that_ask_it_others(tmp_path:
     changed = {name for name, config in configs().items() if config != before[name]}
     stages = ("tune-rephrase", "tune-reformat", "generate-rephrase", "generate-reformat")
     assert changed == {f"round-1/{stage}" for stage in stages}
-
-
-_FIRST, _BEST, _TUNED = "one: {text: prompted}", "two: {text: prompted, filter: {min_chars: 9}}", "three: {text: tuned}"
-
-
-@pytest.mark.parametrize("arms", [[_BEST, _FIRST, _TUNED], [_TUNED, _BEST], [_BEST]])
-def test_what_arms_have_in_common_is_found_under_whose_name_it_was_made(tmp_path: Path, arms: list[str]) -> None:
-    run = tmp_path / "run"
-    _made(run, f"arms={{{_FIRST}, {_BEST}, {_TUNED}}}")
-    recipe, stages = _plan(run, f"arms={{{', '.join(arms)}}}")
-    shared = {f"arms/one/round-1/generate-{operation}" for operation in ("rephrase", "reformat")}
-    assert shared <= {stage.name for stage in stages}
-    assert [stage.name for stage in stages if not (run / stage.name).exists()] == []
-    assert claim(run, recipe, stages, redo=False) == []
-    assert [stage.name for stage in looked_at(recipe, run).stages] == [stage.name for stage in stages]
-
-
-def test_what_an_arm_will_make_under_its_own_name_is_no_other_arms(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    _made(run, f"arms={{{_FIRST}, {_BEST}}}")
-    others = _FIRST.replace("}", ", generate: {samples: 2}}")
-    _, stages = _plan(run, f"arms={{{_BEST}, {others}}}")
-    generated = {stage.name for stage in stages if "/generate-rephrase" in stage.name}
-    assert generated == {f"arms/{arm}/round-1/generate-rephrase" for arm in ("one", "two")}
-    _, stages = _plan(run, f"arms={{{_BEST}}}", "generate.samples=2")
-    assert "arms/two/round-1/generate-rephrase" in {stage.name for stage in stages}

@@ -93,7 +93,9 @@ def test_workers_share_trials_and_a_server_that_went_ends_the_call_and_no_trial(
 
 def test_a_driver_that_is_not_installed_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "psycopg2", None)
-    with pytest.raises(UserError, match=r"its driver is not installed \(.*psycopg2.*\): synpro_engine\[postgres\]"):
+    with pytest.raises(
+        UserError, match=r"its driver is not installed \(.*psycopg2.*\): synpro_engine\[postgres\] brings one"
+    ):
         Study("postgresql+psycopg2://me@127.0.0.1:1/db", "sweep", RANGES, search())
 
 
