@@ -212,9 +212,11 @@ class PretrainRun:
             spike = None if self.spikes is None else self.spikes.fault(loss, grad_norm)
             return spike is None or action == "tell"
 
-        with nullcontext() if self.stragglers is None else self.stragglers.look(number):
-            result, labels = self._train(number, accept)
-        self.hang.rest()
+        try:
+            with nullcontext() if self.stragglers is None else self.stragglers.look(number):
+                result, labels = self._train(number, accept)
+        finally:  # a sweep goes on behind a trial that failed
+            self.hang.rest()
         # Masked labels included: the budget and the comparison of arms count what the model reads.
         tokens = self.loader.global_batch * self.loader.seq_len
         self.state.tokens += tokens
@@ -285,10 +287,12 @@ class PretrainRun:
         Raises DivergedError where the losses have been out of bounds for too long, or no longer fall but were lower.
         """
         held, step = self.config.evaluate_with, self.engine.step_index
-        with self.throughput.pause(), span(EVALUATE), self.engine.holding(held):
-            sets = {name: self._watched(step, name, batches) for name, batches in self.held_out.items()}
-            losses = held_out_losses(self.model, sets, self.mixed, micro_batch=self.config.micro_batch)
-        self.hang.rest()
+        try:
+            with self.throughput.pause(), span(EVALUATE), self.engine.holding(held):
+                sets = {name: self._watched(step, name, batches) for name, batches in self.held_out.items()}
+                losses = held_out_losses(self.model, sets, self.mixed, micro_batch=self.config.micro_batch)
+        finally:
+            self.hang.rest()
         self.state.losses, self.state.evaluated_at = losses, step
         values = {f"{name}_loss": loss for name, loss in losses.items()}
         if losses:

@@ -1,7 +1,7 @@
 """Training that hangs ends with the rank that is behind, the line that it is stuck at, and every rank's stacks."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,3 +113,22 @@ def test_a_part_may_take_ten_times_as_long_as_the_longest_one_and_rest_as_long_a
     hang.rest()
     hang.goes_on()
     assert not hang.hangs
+
+
+@pytest.mark.parametrize("part", ["step", "evaluation"])
+def test_training_that_fails_is_watched_no_longer(part: str, tmp_path: Path) -> None:
+    """What goes on behind it in the same process, as a sweep does, may take as long as it likes."""
+
+    def fails() -> Iterator[Batch]:
+        raise RuntimeError(part)
+        yield  # makes it a generator
+
+    with launched(ParallelConfig()) as topology:
+        loader, sets = loader_of(topology), dict[str, Iterable[Batch]](held_out(topology))
+        if part == "step":
+            loader.next_batch = lambda: next(fails())
+        else:
+            sets["validation"] = EvalBatches(fails)
+        with pytest.raises(RuntimeError, match=part):
+            pretrain(build_model(SHAPE, topology), CONFIG, loader, tmp_path, held_out=sets)
+        assert topology.watch.hang.minutes == 0

@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_workers_share_trials_and_a_server_that_went_ends_the_call_and_no_trial(
 
 
 def test_a_driver_that_is_not_installed_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "psycopg2", None)
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
     with pytest.raises(
         UserError, match=r"its driver is not installed \(.*psycopg2.*\): synpro_engine\[postgres\] brings one"
     ):
