@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 
+from torch import Tensor
+
 from benchmarks.influence_truth.setup import Setup
 from synpro_engine.influence import Direction, mean_gradient
 from synpro_engine.influence.directions import NextAdamW, NextStep, clip_factor, displaced, inner, optimizer_values
@@ -69,9 +71,10 @@ class Steps:
 
         v' is the second moment after a step whose clipped gradient has this square.
         """
-        divided = {
-            name: g / self._adamw.denominator(name, square.tensors[name]) for name, g in gradient.tensors.items()
-        }
+        adamw, divided = self._adamw, dict[str, Tensor]()
+        for name, g in gradient.tensors.items():
+            part, squared = (adamw.part_of(name, whole) for whole in (g, square.tensors[name]))
+            divided[name] = adamw.whole_of(name, part / adamw.denominator(name, squared))
         return Direction(divided).scaled(self._engine.lr * self._adamw.gradient_share)
 
     def live_square(self) -> Direction:

@@ -1,5 +1,6 @@
 """Directions: what they are made from, in every layout, and that what is stored comes back."""
 
+import gc
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from synpro_engine.influence import (
     run_probe,
     save_direction,
 )
-from synpro_engine.influence.directions import NextAdamW, NextStep, NoDirectionError, displaced, inner, walk
+from synpro_engine.influence.directions import NextAdamW, NextStep, NoDirectionError, displaced, inner, next_step, walk
 from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
@@ -223,7 +224,8 @@ def test_along_adam_s_direction_the_score_is_the_drop_of_the_reference_loss_by_a
     before = engine()
     gradient = mean_gradient(before.model, [reference])
     adamw, rate = NextAdamW(before), before.lr
-    divided = {name: g / adamw.denominator(name, g.square()) for name, g in gradient.tensors.items()}
+    parts = {name: adamw.part_of(name, g) for name, g in gradient.tensors.items()}
+    divided = {name: adamw.whole_of(name, g / adamw.denominator(name, g.square())) for name, g in parts.items()}
     v = Direction(divided).scaled(rate * adamw.gradient_share)
     [score] = DotInfluence(before.model, v, start_id=START).score([ids])
     assert score.value == pytest.approx(losses[1] - losses[0], rel=0.05)
@@ -237,14 +239,44 @@ def test_the_next_step_written_out_is_the_one_that_the_engine_takes(steps: int, 
     engine = Engine(model_of(CONFIGS["tied llama"], topology), settings)
     for _ in range(steps):
         engine.step(batches(topology, 2)[:2], LanguageModelLoss(), denominator=64.0)
-    next_step, gradient = NextStep(engine), mean_gradient(engine.model, batches(topology))
+    taking, gradient = NextStep(engine), mean_gradient(engine.model, batches(topology))
     assert inner(engine.model, gradient, gradient) > 0.25  # it is clipped
-    expected = dict(next_step.update(gradient))
+    expected = dict(taking.update(gradient))
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     engine.step(batches(topology), LanguageModelLoss(), denominator=64.0)
     for name, p in engine.model.named_parameters():
         taken = before[name] - p.detach()
         assert (expected[name] - taken).norm() <= 2e-4 * taken.norm(), name
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_next_step_s_direction_is_made_in_three_copies_of_the_model(
+    steps: int, topology: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def live() -> int:
+        tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    engine = trained("olmo2", topology)
+    given = [batches(topology, 2) for _ in range(steps + 1)]
+    size = 4 * sum(parameter.numel() for parameter in engine.model.parameters())
+    gc.collect()
+    before, seen = live(), list[float]()
+
+    def watched(real: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            found = real(*arguments, **options)
+            seen.append((live() - before) / size)
+            return found
+
+        return call
+
+    for name in ("mean_gradient", "inner"):
+        monkeypatch.setattr(next_step, name, watched(getattr(next_step, name)))
+    next_step_direction(engine, given[0], given[1:])
+    # Squares, a gradient, and what is behind a typical step or the direction; while a gradient is made, nothing else.
+    assert 2.9 < max(seen) < 3.1, seen
+    assert seen[0] < 1.1, seen
 
 
 def test_a_step_along_the_next_step_s_direction_lowers_the_reference_loss_by_its_length(topology: Topology) -> None:

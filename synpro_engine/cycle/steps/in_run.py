@@ -126,10 +126,10 @@ class InRunScores:
 
     def _renew(self, number: int, microbatches: Sequence[Batch]) -> None:
         """Make the direction anew. A step that training will skip shows none; it ends no run, and is not scored."""
+        self._go_along(None)  # the last one's memory is free for the next
         try:
             self._go_along(dict(zip(self._names, self._directions(microbatches), strict=True)))
         except NoDirectionError as error:
-            self._go_along(None)
             say(self._topology, f"step {number} is not scored: {error}")
 
     def _directions(self, microbatches: Sequence[Batch]) -> list[Direction]:

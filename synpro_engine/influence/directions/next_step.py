@@ -71,15 +71,14 @@ def next_step_directions(
     """
     model, step = engine.model, NextStep(engine)
     update = _typical_update(model, step, upcoming, show_progress=show_progress)
-    # Renewing a direction within training peaks at 5.3 copies of the model, because what is used up is freed or
-    # overwritten.
-    step.forget_momentum()
     with displaced(model, Direction(update), -1.0):
+        # The weights are where it leads, and theta's own storage waits: three copies of the model in fp32 are all that
+        # renewing a direction within training takes, squares and weights and gradient.
+        update.clear()
         gradients = {
             name: mean_gradient(model, batches, label=f"{name} gradient".strip() if show_progress else None)
             for name, batches in references.items()
         }
-    del update
     gradient = mean_direction(gradients, weights)
     # Only there is the gradient clipped: directions are scaled to <g, v> = 1, where a factor of g cancels.
     step.take_in(gradient)
@@ -143,7 +142,7 @@ class NextStep:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Takes copies of AdamW's moments as they are now; reads Muon's momentum when it is asked."""
+        """Reads moments when it is asked: the engine must not step before the last question."""
         self._model, self._clip = engine.model, engine.optimizer_config.clip
         self._adamw = NextAdamW(engine)
         self._muon = None if engine.muon is None else NextMuon(engine, engine.muon)
@@ -151,6 +150,7 @@ class NextStep:
         # How much further Muon's part moves the weights than AdamW's, at one schedule's rates.
         self._muon_rate = engine.optimizer_config.muon.lr / engine.optimizer_config.lr
         self._samples = 0
+        # Of parts, as AdamW has them: first sums of squared gradients, then what divides.
         self._square: dict[str, Tensor] = {}
 
     def clip_factor(self, gradient: Direction) -> float:
@@ -167,16 +167,14 @@ class NextStep:
             g.mul_(factor)
         self._samples += keep
         matrices, others = self._parted(gradient.tensors)
-        for name, g in others.items():
-            yield name, self._adamw.update_of(name, g)
+        del gradient  # so that what is popped is freed
+        for name in list(others):
+            part = self._adamw.part_of(name, others.pop(name))
+            yield name, self._adamw.whole_of(name, self._adamw.update_of(name, part))
             if keep:
-                _add(self._square, name, g.square_())
+                _add(self._square, name, part.square())
         if self._muon is not None:
             yield from self._muon.update(matrices, keep=keep).items()
-
-    def forget_momentum(self) -> None:
-        """Free the copies that only updates need, which cannot be asked for afterwards."""
-        self._adamw.forget_momentum()
 
     def take_in(self, gradient: Direction) -> None:
         """Make a step with this gradient, which is only read, one of the typical ones."""
@@ -185,7 +183,8 @@ class NextStep:
         if self._muon is not None:
             self._muon.keep(matrices, factor)
         for name, g in others.items():
-            self._square[name].addcmul_(g, g, value=factor**2)
+            part = self._adamw.part_of(name, g)
+            self._square[name].addcmul_(part, part, value=factor**2)
 
     def settle(self) -> None:
         """Go on to `linear`: no step is taken in any more."""
@@ -200,7 +199,8 @@ class NextStep:
         """
         # Without the learning rate, which a schedule may have brought to 0 and the scale takes off anyway.
         matrices, others = self._parted(gradient.tensors)
-        v = {name: g / self._square[name] for name, g in others.items()}
+        adamw, square = self._adamw, self._square
+        v = {name: adamw.whole_of(name, adamw.part_of(name, g) / square[name]) for name, g in others.items()}
         if self._muon is not None:
             further = self._muon_rate * self._muon.gradient_share / self._adamw.gradient_share
             v |= {name: moved.mul_(further) for name, moved in self._muon.linear(matrices).items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-
 import torch
 from torch import Tensor
 
@@ -11,15 +9,15 @@ from synpro_engine.dist import sum_over
 from synpro_engine.train.engine import Engine
 
 
-def optimizer_values(engine: Engine, key: str, names: Container[str] | None = None) -> dict[str, Tensor]:
+def optimizer_values(engine: Engine, key: str) -> dict[str, Tensor]:
     """What the optimizer keeps of each trained parameter, by name: fp32 tensors of the parameter's local shape.
 
-    key: "param" (the master weights), or of what AdamW moves "exp_avg" or "exp_avg_sq". names: the parameters that are
-    wanted; all where not given. Replicas keep a part each; here every rank gets the whole. Collective over replicas.
+    key: "param" (the master weights), or of what AdamW moves "exp_avg" or "exp_avg_sq". Replicas keep a part each; here
+    every rank gets the whole. Collective over replicas.
     """
     values = {}
     for name, parameter in engine.model.named_parameters():
-        if not parameter.requires_grad or (names is not None and name not in names):
+        if not parameter.requires_grad:
             continue
         whole = torch.zeros_like(parameter, dtype=torch.float32)
         for part in engine.optimizer.chained_optimizers:
