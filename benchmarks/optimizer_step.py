@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,8 @@ from torch.nn import Parameter
 from torch.optim import _muon as torch_muon
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.command import command_line
+from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.command import again, command_line
 from benchmarks.common.environment import environment
 from benchmarks.common.harness import Step, clock_for, interleave, summarise
 from benchmarks.common.records import write_lines
@@ -52,8 +55,8 @@ _CLIP_FLOPS, _CLIP_BYTES = 3, 12
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write. Returns 2 after a user's fault."""
-    parser = command_line(BENCH, __doc__, "--output")
+    """Measure, print, write. Returns 1 where ours has become slower than `--against`, 2 after a user's fault."""
+    parser = command_line(BENCH, __doc__, "--output", "--against", "--turns")
     add = parser.add_argument
     add("--recipe", default="quickstart", help="whose pretrained model is updated (default: %(default)s)")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the recipe's")
@@ -61,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--stack", default="4x1024x4096", help="matrices of the iteration alone (default: %(default)s)")
     given = parser.parse_args(argv)
     try:
+        if is_commit(given.against):
+            same = again(argv)
+            return told(with_commit(given.against, "benchmarks.optimizer_step", same, figures, turns=given.turns))
         recipe = load_recipe(given.recipe, given.overrides)
         with launched(ParallelConfig()) as topology:
             dtype = platform.resolve_dtype(recipe.dtype)
@@ -76,14 +82,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "counted": {name: vars(counted(recipe, dtype, name)) for name in found["update"]},
                 "timings": found, "environment": environment(topology.device),
             }  # fmt: skip
+        if given.output:
+            write_lines(given.output, [record])
+        print(table(found, {name: counted(recipe, dtype, name) for name in found["update"]}))
+        print(f"Muon's products of a step: {muon_flops(recipe) / 1e9:.1f} GFLOP, symmetric ones counted by half")
+        return told(with_file([record], Path(given.against), figures)) if given.against else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if given.output:
-        write_lines(given.output, [record])
-    print(table(found, {name: counted(recipe, dtype, name) for name in found["update"]}))
-    print(f"Muon's products of a step: {muon_flops(recipe) / 1e9:.1f} GFLOP, symmetric ones counted by half")
-    return 0
+
+
+def figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Updates, and iterations of a stack, a second: our own, by model, precision and stack."""
+    return {
+        f"{record['model']}, {record['stack']}, {record['dtype']}: {what}, {name}": 1.0 / timing["median"]
+        for record in records
+        if record.get("bench") == BENCH
+        for what, timings in record["timings"].items()
+        for name, timing in timings.items()
+        if "torch" not in name
+    }
 
 
 def matrices_of(recipe: Recipe) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.environment import ROOT
-from benchmarks.common.processes import ends_with_us
+from benchmarks.common.processes import alone, ends_with_us
 from benchmarks.common.records import read_lines
 from synpro_engine.config import UserError
 
@@ -72,6 +72,7 @@ def with_commit(ref: str, module: str, arguments: Sequence[str], figures: Figure
     Both run this tree's benchmark, on the engine and the kernels of their own. arguments: of `python -m module`, which
     takes `--output`, read where this process was begun. UserError where `ref` is no commit, or nothing can be compared.
     """
+    alone(int(os.environ.get("WORLD_SIZE", "1")))
     turns_of: dict[str, list[dict[str, float | None]]] = {"now": [], "then": []}
     with checked_out(ref) as tree, tempfile.TemporaryDirectory() as folder:
         # The benchmark of this tree, found ahead of the other's.
@@ -86,6 +87,18 @@ def with_commit(ref: str, module: str, arguments: Sequence[str], figures: Figure
     if all(one.then is None for one in found):
         raise UserError(f"--against: {ref} measures nothing of it ({', '.join(names) or 'no figure in any turn'})")
     return found
+
+
+def is_commit(against: str | None) -> bool:
+    """Whether `--against` names no file, and so a commit."""
+    return against is not None and not Path(against).exists()
+
+
+def told(found: Iterable[Comparison]) -> int:
+    """Print comparisons; the exit status: 1 where one has become slower."""
+    found = list(found)
+    print(*found, sep="\n", end="\n" if found else "")
+    return int(any(one.regressed for one in found))
 
 
 def _median(of_turns: Sequence[float | None]) -> float | None:

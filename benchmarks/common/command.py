@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 _SHARED: dict[str, dict[str, Any]] = {
+    "--against": {
+        "metavar": "FILE|REF",
+        "help": "earlier records, or a commit in turns with this tree; 5 %% less is told",
+    },
     "--docs": {"type": Path, "metavar": "DIR", "help": "renew what the documentation in DIR (docs) shows of it"},
     "--entropy": {"action": argparse.BooleanOptionalAction, "default": True, "help": "compute entropy too"},
     "--output": {"type": Path, "metavar": "FILE", "help": "append JSON lines; ours are in benchmarks/results"},
@@ -17,6 +22,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "default": [],
         "help": "a folder with other libraries; may be repeated",
     },
+    "--turns": {"type": int, "default": 3, "help": "processes of each, against a commit (default: %(default)s)"},
     "--set": {"metavar": "JSON", "default": "{}", "help": "any other settings, such as '{\"layers\": 2}'"},
 }
 
@@ -24,11 +30,20 @@ _SHARED: dict[str, dict[str, Any]] = {
 def command_line(name: str, about: str | None, *shared: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """The parser of `python -m benchmarks.NAME`. about: the program's docstring, whose first line is shown."""
     found = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}", description=(about or "").split("\n\n")[0], epilog=epilog
-    )
+        prog=f"python -m benchmarks.{name}", description=(about or "").split("\n\n")[0], epilog=epilog,
+        allow_abbrev=False,  # `again` knows options by their names
+    )  # fmt: skip
     for option in shared:
         found.add_argument(option, **_SHARED[option])
     return found
+
+
+def again(arguments: Sequence[str] | None) -> list[str]:
+    """A program's arguments for a run of its own: without where results go and what they are held against."""
+    elsewhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--against", "--turns", "--output", "--docs", "--profile"):
+        elsewhere.add_argument(option)
+    return elsewhere.parse_known_args(sys.argv[1:] if arguments is None else arguments)[1]
 
 
 def picked(parser: argparse.ArgumentParser, option: str, names: str, known: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """How fast a recipe's generator samples here, at its own size with random weights, and what it takes of the memory.
 
 `python -m benchmarks.generate` takes a GPU some minutes. What it prints is what `synpro plan --sampled-per-s` wants of
-one device.
+one device. Exit status 1 where sampling has become slower than `--against`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import gc
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.command import command_line
+from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.command import again, command_line
 from benchmarks.common.environment import environment
 from benchmarks.common.records import write_lines
 from benchmarks.common.tables import aligned
@@ -29,7 +30,7 @@ Record = Mapping[str, object]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns 2 after a user's fault."""
-    parser = command_line("generate", __doc__, "--output")
+    parser = command_line("generate", __doc__, "--output", "--against", "--turns")
     add = parser.add_argument
     add("--recipe", default="synpro-1.1b", help="whose generator samples (default: %(default)s)")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the recipe's")
@@ -46,14 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         (given.profile / f"{name}.txt").write_text(table, encoding="utf-8")
 
     try:
+        if is_commit(given.against):
+            return told(with_commit(given.against, "benchmarks.generate", again(argv), figures, turns=given.turns))
         with launched(ParallelConfig()) as topology:
             records = list(_records(given, topology, profile if given.profile and topology.is_main else None))
+        if not topology.is_main:
+            return 0
+        print(table(records))
+        return told(with_file(records, Path(given.against), figures)) if given.against else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if topology.is_main:
-        print(table(records))
-    return 0
 
 
 def _records(given: Namespace, topology: Topology, profile: Callable[[str, str], None] | None) -> Iterator[Record]:
@@ -77,6 +81,18 @@ def _records(given: Namespace, topology: Topology, profile: Callable[[str, str],
                 gc.collect()
                 if topology.device.type == "cuda":
                     torch.cuda.empty_cache()
+
+
+def figures(records: Iterable[Record]) -> dict[str, float | None]:
+    """Tokens a second that are sampled, and that are read of prompts, by model and sizes."""
+    rates = {"sampled": "new_tokens_per_s", "read": "prompt_tokens_per_s"}
+    return {
+        f"{record['model']}, {record['rows']} sequences of {record['prompt']} + {record['new']} at top_p"
+        f" {record['top_p']}{', graphs' if record['graphs'] else ''}: tokens/s {what}": float(str(record[key]))
+        for record in records
+        if record.get("bench") == "generate"
+        for what, key in rates.items()
+    }
 
 
 def table(records: Sequence[Record]) -> str:

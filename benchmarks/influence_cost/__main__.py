@@ -9,20 +9,22 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.command import command_line, picked
+from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.command import again, command_line, picked
 from benchmarks.common.documents import renew
 from benchmarks.common.environment import QUIET, environment
 from benchmarks.common.processes import alone
 from benchmarks.common.records import foreign_share, write_lines
 from benchmarks.influence_cost import group, http, in_run, scoring
-from benchmarks.influence_cost.records import CostRow, table
+from benchmarks.influence_cost.records import BENCH, CostRow, table
 from benchmarks.influence_cost.setup import Bench, CostSettings, set_up
 from synpro_engine.config import UserError
 from synpro_engine.dist import ParallelConfig, Topology, launched, say
@@ -38,7 +40,7 @@ PARTS: dict[str, Callable[[Bench], list[CostRow]]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = command_line("influence_cost", __doc__, "--output", "--docs", "--set")
+    found = command_line("influence_cost", __doc__, "--output", "--docs", "--set", "--against", "--turns")
     add, defaults = found.add_argument, CostSettings()
     add("--repeats", type=int, default=defaults.rounds, help="timed turns of every contender (default: %(default)s)")
     add("--threads", type=int, default=defaults.threads, help="CPU threads of a process (default: %(default)s)")
@@ -47,19 +49,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write. Returns 1 where scores are wrong, 2 after a user's fault."""
+    """Measure, print, write. Returns 1 where scores are wrong or ours is slower, 2 after a user's fault."""
     command = parser()
     given = command.parse_args(argv)
     parts = picked(command, "--parts", given.parts, PARTS)
     try:
+        if is_commit(given.against):
+            same = again(argv)
+            return told(with_commit(given.against, "benchmarks.influence_cost", same, figures, turns=given.turns))
         settings = CostSettings.read({"rounds": given.repeats, "threads": given.threads}, given.set)
         with tempfile.TemporaryDirectory() as folder, launched(ParallelConfig()) as topology:
             rows = run(settings, topology, Path(folder), parts)
         print(publish(rows, given.output, given.docs))
+        slower = told(with_file(list(map(asdict, rows)), Path(given.against), figures)) if given.against else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return int(any(row.status != "ok" for row in rows))
+    return int(slower or any(row.status != "ok" for row in rows))
 
 
 def run(settings: CostSettings, topology: Topology, folder: Path, parts: Sequence[str] = tuple(PARTS)) -> list[CostRow]:
@@ -80,6 +86,20 @@ def publish(rows: Sequence[CostRow], output: Path | None, docs: Path | None) -> 
     if docs:
         renew(docs / "influence.md", {"cost": text})
     return text
+
+
+def figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """How often a second each contender could do its work, by part and sizes; None where its scores are wrong."""
+    found: dict[str, float | None] = {}
+    for record in records:
+        if record.get("bench") == BENCH and record["timing"] is not None:
+            how = record["settings"]
+            name = (
+                f"{record['passes']}: {record['contender']}, {record['computes']} (L{how['layers']} D{how['d_model']}"
+                f" V{how['vocab']} S{how['seq_len']})"
+            )
+            found[name] = 1.0 / record["timing"]["median"] if record["status"] == "ok" else None
+    return found
 
 
 def conditions(rows: Sequence[CostRow]) -> str:

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common.against import with_commit, with_file
-from benchmarks.common.command import command_line
+from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.command import again, command_line
 from benchmarks.common.environment import QUIET, ForeignLoad, environment
 from benchmarks.common.faults import ended, failure, takes_more
 from benchmarks.common.harness import Step, clock_for, interleave, measured_peak, summarise
@@ -41,43 +41,34 @@ _PRODUCT, _COPY = "large product", "large copy"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns 2 after a user's fault."""
-    parser = command_line("kernels", __doc__, "--rivals", "--output")
+    parser = command_line("kernels", __doc__, "--rivals", "--output", "--against", "--turns")
     add = parser.add_argument
     add("--only", default="", metavar="TEXT", help="ops whose name has this in it")
     add("--rounds", type=int, default=9)
     add("--sizes", choices=tuple(SIZES), help="default: those of the device")
     add("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
-    add("--against", metavar="FILE|REF", help="earlier records, or a commit in turns with this tree; 5 %% less is told")
-    add("--turns", type=int, default=3, help="processes of each, against a commit (default: %(default)s)")
     given = parser.parse_args(argv)
     sys.path.extend(given.rivals)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, given.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    found = []
     try:
-        if given.against and not Path(given.against).exists():
-            again = ["--only", given.only, "--rounds", str(given.rounds), "--dtype", str(dtype).removeprefix("torch.")]
-            again += ["--sizes", given.sizes] if given.sizes else []
-            found = with_commit(given.against, "benchmarks.kernels", again, figures, turns=given.turns)
-            records: list[Record] = []
-        else:
-            sizes = SIZES[given.sizes or device.type]
-            records = []
-            with interpreted():
-                for record in measured(sizes, dtype, device, only=given.only, rounds=given.rounds):
-                    records.append(record)
-                    if given.output:
-                        write_lines(given.output, [record])
-            if not records:
-                raise UserError(f"--only: no op has {given.only!r} in its name")
-            print(table(records))
-            found = with_file(records, Path(given.against), figures) if given.against else []
+        if is_commit(given.against):
+            return told(with_commit(given.against, "benchmarks.kernels", again(argv), figures, turns=given.turns))
+        sizes = SIZES[given.sizes or device.type]
+        records: list[Record] = []
+        with interpreted():
+            for record in measured(sizes, dtype, device, only=given.only, rounds=given.rounds):
+                records.append(record)
+                if given.output:
+                    write_lines(given.output, [record])
+        if not records:
+            raise UserError(f"--only: no op has {given.only!r} in its name")
+        print(table(records))
+        slower = told(with_file(records, Path(given.against), figures)) if given.against else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for one in found:
-        print(one)
-    return int(any(record["wrong"] for record in records) or any(one.regressed for one in found))
+    return int(any(record["wrong"] for record in records) or slower)
 
 
 def measured(

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.against import with_commit, with_file
+from benchmarks.common.against import is_commit, told, with_commit, with_file
 from benchmarks.common.command import command_line, picked
 from benchmarks.common.environment import environment
 from benchmarks.common.processes import ends_with_us
@@ -40,8 +40,9 @@ Record = Mapping[str, object]
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write, draw. Returns 2 after a user's fault."""
     parser = command_line(
-        "pretrain", __doc__, "--output", "--rivals", epilog="Under `synpro launch` our own steps alone are timed."
-    )
+        "pretrain", __doc__, "--output", "--rivals", "--against", "--turns",
+        epilog="Under `synpro launch` our own steps alone are timed.",
+    )  # fmt: skip
     given = _options(parser).parse_intermixed_args(argv)
     sys.path += given.rivals
     given.only = picked(parser, "--only", given.only, CONTENDERS)
@@ -50,21 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--ranks: is no comparison with `--against`; give one of them")
         if given.ranks:
             return _over_ranks(given)
-        if given.against and not Path(given.against).exists():
-            return _against_commit(given)
+        if is_commit(given.against):
+            same = _again(given)
+            return told(with_commit(given.against, "benchmarks.pretrain", same, figures, turns=given.turns))
         records = _measured(given)
         if not records:
             return 0  # another rank tells
         print(table(records))
         if given.plot:
             draw(records, given.plot)
-        found = with_file(records, Path(given.against), figures) if given.against else []
-        print(*found, sep="\n")
+        slower = told(with_file(records, Path(given.against), figures)) if given.against else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     bad = any(record["contender"] == OURS and record["status"] != "ok" for record in records)
-    return int(bad or any(one.regressed for one in found))
+    return int(bad or slower)
 
 
 def _options(parser: ArgumentParser) -> ArgumentParser:
@@ -77,12 +78,6 @@ def _options(parser: ArgumentParser) -> ArgumentParser:
     add("--warmups", type=int, default=2, help="untimed steps of each (default: %(default)s)")
     add("--memory", action="store_true", help="the peak of each contender too, in a process of its own")
     add("--ranks", metavar="N,N", help="our own steps on so many processes of this machine, and how well they scale")
-    add(
-        "--against",
-        metavar="FILE|REF",
-        help="earlier records, or a commit in turns with this tree; 5 %% less is told",
-    )
-    add("--turns", type=int, default=3, help="processes of each, against a commit (default: %(default)s)")
     add("--plot", type=Path, metavar="FILE", help="draw the results, and how the cost grows along a sweep")
     return parser
 
@@ -148,13 +143,6 @@ def _again(given: Namespace) -> list[str]:
     counts = {"--micro-batches": given.micro_batches, "--rounds": given.rounds, "--warmups": given.warmups}
     numbers = [word for option, count in counts.items() for word in (option, str(count))]
     return [*given.what, *sweeps, *numbers, "--only", OURS]
-
-
-def _against_commit(given: Namespace) -> int:
-    found = with_commit(given.against, "benchmarks.pretrain", _again(given), figures, turns=given.turns)
-    for one in found:
-        print(one)
-    return int(any(one.regressed for one in found))
 
 
 def _over_ranks(given: Namespace) -> int:

@@ -2,7 +2,8 @@
 
 `python -m benchmarks.rollout` samples the same prompts in turns, with the same settings and threads, and notes the
 ratio of each turn; then the time of a decoding step beside what reading and multiplying the weights takes; then the
-most memory that each has in a process of its own. Exit status 1 where what was asked is not reached.
+most memory that each has in a process of its own. Exit status 1 where what was asked is not reached, or where ours has
+become slower than `--against`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import statistics
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.command import command_line
+from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.command import again, command_line
 from benchmarks.common.environment import QUIET, ForeignLoad, environment, version
 from benchmarks.common.harness import cpu_clock, interleave, summarise
 from benchmarks.common.processes import alone, run_fresh
@@ -128,6 +131,19 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(aligned(lines, right=range(2, len(lines[0]))))
 
 
+def figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Our own speeds by shape or rows, and tokens of a prompt: tokens a second, and steps."""
+    found: dict[str, float | None] = {}
+    for record in records:
+        if record.get("bench") != "rollout":
+            continue
+        if record["part"] == "speed":
+            found[f"{record['shape']}, prompts of {record['prompt']}: tokens/s"] = record["tokens_per_s"]["synpro"]
+        elif record["part"] == "limit":
+            found[f"a step of {record['rows']}, prompts of {record['prompt']}: steps/s"] = 1 / record["step_seconds"]
+    return found
+
+
 def asks(records: Sequence[Record]) -> list[Ask]:
     """What is asked of the sampler."""
     found = []
@@ -143,7 +159,7 @@ def asks(records: Sequence[Record]) -> list[Ask]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    parser = command_line("rollout", __doc__, "--output")
+    parser = command_line("rollout", __doc__, "--output", "--against", "--turns")
     add = parser.add_argument
     add("--shapes", default="4x8x64,1x8x64,16x1x64", help="prompts x samples x tokens (default: %(default)s)")
     add("--prompt", type=int, default=128, help="tokens of a prompt on average (default: %(default)s)")
@@ -154,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     records: list[Record] = []
     try:
+        if is_commit(given.against):
+            return told(with_commit(given.against, "benchmarks.rollout", again(arguments), figures, turns=given.turns))
         with launched(ParallelConfig()) as topology, tempfile.TemporaryDirectory() as name:
             alone(topology.world_size)
             torch.set_num_threads(given.threads)  # after the launch, which has a number of its own
@@ -162,16 +180,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 records.append({"bench": "rollout", **record, "environment": where})
                 if given.output:
                     write_lines(given.output, records[-1:])
+        print(table(records))
+        busiest = max((float(str(record.get("foreign_cpu_share", 0))) for record in records), default=0.0)
+        if busiest > QUIET:
+            print(f"Other processes used up to {busiest:.0%} of the machine: times are not to be quoted, ratios hold.")
+        asked = asks(records)
+        print(asked_and_reached(asked))
+        slower = told(with_file(records, Path(given.against), figures)) if given.against else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(records))
-    busiest = max((float(str(record.get("foreign_cpu_share", 0))) for record in records), default=0.0)
-    if busiest > QUIET:
-        print(f"Other processes used up to {busiest:.0%} of the machine: times are not to be quoted, ratios hold.")
-    asked = asks(records)
-    print(asked_and_reached(asked))
-    return int(not all(ask.reached for ask in asked))
+    return int(slower or not all(ask.reached for ask in asked))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ Each takes options of its own, which `synpro bench NAME --help` lists. On severa
   synpro launch --nproc-per-node 8 bench pretrain synpro-1.1b parallel.tp=2
   synpro bench pretrain --ranks 1,2                       the same on 1 and 2 processes, and how well it scales
   synpro bench pretrain --against main                    this tree and a commit in turns: has it become slower?
+                                                          (as rollout, generate, influence, kernels and optimizer)
 """
 )
 

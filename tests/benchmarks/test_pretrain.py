@@ -12,14 +12,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common.against import Comparison, with_commit, with_file
 from benchmarks.pretrain import __main__ as program
 from benchmarks.pretrain.case import Case, cases
 from benchmarks.pretrain.contenders import CONTENDERS, OURS, PLAIN, Ours, initial_weights
 from benchmarks.pretrain.measure import memory
 from benchmarks.pretrain.rivals import TrainerSteps
 from benchmarks.pretrain.show import _memory, exponent
-from synpro_engine.config import UserError
 from synpro_engine.cycle import load_recipe
 from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, launched
@@ -224,27 +222,6 @@ def test_sweeps_combine() -> None:
     ]  # fmt: skip
 
 
-def test_more_than_a_twentieth_less_is_slower(tmp_path: Path) -> None:
-    assert Comparison("x", 94.9, 100).regressed and not Comparison("x", 95.1, 100).regressed
-    assert str(Comparison("x", 90.0, 100)).endswith("SLOWER")
-    earlier = tmp_path / "then.jsonl"
-
-    def figures(records):
-        return {"it": next(iter(records))["speed"]}
-
-    here = {"environment": {"device": "a", "threads": 1}}
-    earlier.write_text(json.dumps({"speed": 100.0, **here}) + "\n")
-    (found,) = with_file([{"speed": 90.0, **here}], earlier, figures)
-    assert found.regressed
-    (gone,) = with_file([{"speed": None, **here}], earlier, figures)
-    assert gone.regressed and str(gone) == "it: FAILED or wrong now"
-    with pytest.raises(UserError, match=r"then.jsonl: was measured elsewhere \(threads: 1 there, 2 here\)"):
-        with_file([{"speed": 90.0, "environment": {"device": "a", "threads": 2}}], earlier, figures)
-    earlier.write_text("[]\n")
-    with pytest.raises(UserError, match=r"then.jsonl:1: is no record"):
-        with_file([{"speed": 90.0, **here}], earlier, figures)
-
-
 def test_steps_that_differ_in_a_setting_alone_have_figures_of_their_own() -> None:
     about = {"bench": "pretrain", "case": "a", "contender": OURS, "ranks": 1, "layout": "DP1"}
     settings = ("pretrain.recompute=none", "pretrain.recompute=full")
@@ -258,13 +235,6 @@ def test_steps_that_differ_in_a_setting_alone_have_figures_of_their_own() -> Non
     assert [line.split(":")[0] for line in program._scaling([*records, failed])] == [
         f"a, {one} on 1" for one in settings
     ]
-
-
-@pytest.mark.slow
-def test_a_commit_takes_turns_with_this_tree() -> None:
-    arguments = ["smoke", "--only", OURS, "--rounds", "1", "--warmups", "0"]
-    (found,) = with_commit("HEAD", "benchmarks.pretrain", arguments, program.figures, turns=1)
-    assert found.now > 0 and found.then > 0
 
 
 def test_cost_that_grows_as_a_power_has_its_exponent() -> None:
