@@ -30,6 +30,14 @@ LAYOUTS = {
 ON_FOUR = {
     "CP2 TP2 SP": ParallelConfig(cp=2, tp=2, sequence_parallel=True),
     "CP2 PP2": ParallelConfig(cp=2, pp=2),
+    "CP2 TP2": ParallelConfig(cp=2, tp=2),
+    "CP2 PP2 VPP2": ParallelConfig(cp=2, pp=2, vpp=2),
+    "CP4": ParallelConfig(cp=4),
+    "TP2 PP2 VPP2 SP": ParallelConfig(tp=2, pp=2, vpp=2, sequence_parallel=True),
+    "DP2 CP2": ParallelConfig(cp=2),
+    "DP2 TP2": ParallelConfig(tp=2),
+    "DP2 PP2": ParallelConfig(pp=2),
+    "DP2 PP2 VPP2": ParallelConfig(pp=2, vpp=2),
 }
 ROWS, LENGTH, Z_LOSS = 8, 16, 1e-2
 
@@ -300,7 +308,8 @@ def watched_in(cases: Cases, ports: list[int], truth: dict[str, Scores]) -> None
     for (layout, variant), port in zip(cases, ports, strict=True):
         with job((LAYOUTS | ON_FOUR)[layout], port) as topology:
             rank = topology.dp.rank
-            rows = [f"row {row}" for row in (range(4 * rank, 4 * rank + 4) if layout == "DP2" else range(ROWS))]
+            divided = "DP2" in layout
+            rows = [f"row {row}" for row in (range(4 * rank, 4 * rank + 4) if divided else range(ROWS))]
             groups: list[tuple[OutputLayer, int, tuple[str, ...]]] = [
                 ("fused", 1, ("gradient", "capture")), ("fused", 2, ("capture", "prefix")),
             ]  # fmt: skip
@@ -310,7 +319,7 @@ def watched_in(cases: Cases, ports: list[int], truth: dict[str, Scores]) -> None
                 given: Any = {"output_layer": output_layer, "steps": 1}
                 plain, _, unwatched = train(variant, topology, size, None, **given)
                 for method in methods:
-                    overlap = layout == "DP2" and method != "prefix"
+                    overlap = divided and method != "prefix"
                     engine, scores, numbers = train(variant, topology, size, method, overlap=overlap, **given)
                     assert list(scores[0]) == rows, (layout, variant, method)
                     assert_same(scores[0], truth[variant])
