@@ -5,19 +5,18 @@ Begin or resume, step, evaluate, save, end; `trainer` calls these in their order
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
-from math import nan
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from synpro_engine.backend import platform
-from synpro_engine.backend.spans import CHECKPOINT, DATA, EVALUATE, LOG, span
+from synpro_engine.backend.spans import CHECKPOINT, DATA, LOG, span
 from synpro_engine.config import UserError, first_difference
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.data.choices import QuestionSet
-from synpro_engine.dist import Stopped, Topology, broadcast_object, say, sum_over
+from synpro_engine.dist import Stopped, Topology, say, sum_over
 from synpro_engine.model.dropout import Dropout, dropouts
 from synpro_engine.model.model import Model
 from synpro_engine.model.shared_rows import documents_apart
@@ -25,12 +24,10 @@ from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import TrainConfig, WeightsOf
 from synpro_engine.train.divergence import DivergedError, PretrainGuard
 from synpro_engine.train.engine import Accept, Engine, LossFn, StepResult
-from synpro_engine.train.evaluation import held_out_losses
 from synpro_engine.train.losses import DistillationLoss, LanguageModelLoss, count_labels
 from synpro_engine.train.metrics import MetricsLog, Throughput, flops_per_token
-from synpro_engine.train.plateau import PlateauDecision, PlateauDetector
-from synpro_engine.train.questions import ask
 from synpro_engine.train.run_checkpoints import RunCheckpoints
+from synpro_engine.train.run_evaluations import RunEvaluations
 from synpro_engine.train.run_state import PretrainResult, RunProgress
 from synpro_engine.train.spikes import SpikeGuard
 from synpro_engine.train.step_log import StepLog
@@ -63,14 +60,10 @@ class PretrainRun:
         inputs: str | None = None,
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
-        # Found now and not at the first evaluation, which may be hours away.
-        if config.plateau is not None and "reference" not in {*held_out, *mixed}:
-            raise UserError("setting `plateau`: needs a held-out set named `reference`")
         token, rows = config.dropout.mask_token, model.config.vocab_size
         if config.dropout.tokens and token is not None and token >= rows:
             raise UserError(f"setting `dropout.mask_token`: {token} is none of the model's {rows} tokens")
-        self.model, self.config, self.loader, self.held_out = model, config, loader, held_out
-        self.mixed, self.questions = mixed, questions or {}
+        self.model, self.config, self.loader = model, config, loader
         self.topology, self.directory, self.start, self.seed = model.topology, directory, start, seed
         self.start_weights: WeightsOf = start_weights
         self.inputs = inputs
@@ -85,10 +78,9 @@ class PretrainRun:
         )
         _tell_what_gains_nothing(config, self.topology)
         self.loss_fn = LanguageModelLoss(config.z_loss, output_layer=config.output_layer)
-        self.watcher, self.evaluated = watcher, evaluated
+        self.watcher = watcher
         if config.distill is not None:
             self.loss_fn = DistillationLoss(config.z_loss, config.distill, teachers)
-        self.detector = None if config.plateau is None else PlateauDetector(config.plateau)
         self.guard = PretrainGuard(config, model.config.vocab_size)
         self.spikes = None if config.spike is None else SpikeGuard(config.spike)
         self.stragglers = None
@@ -103,6 +95,10 @@ class PretrainRun:
         flops += sum(flops_per_token(teacher.config, loader.seq_len) for teacher in teachers) / 3
         self.throughput = Throughput(flops, platform.peak_flops(), model.topology.world_size)
         self.checkpoints = RunCheckpoints(directory, config, model.topology)
+        self.evaluations = RunEvaluations(
+            self.engine, config, held_out=held_out, mixed=mixed, questions=questions or {}, seq_len=loader.seq_len,
+            guard=self.guard, throughput=self.throughput, evaluated=evaluated,
+        )  # fmt: skip
         self._owed = False
 
     def begin(self) -> bool:
@@ -144,8 +140,7 @@ class PretrainRun:
             )
         self.loader.load_state_dict(extra["data"])
         self.state = RunProgress(**extra["progress"])
-        if self.detector is not None:
-            self._load_detector(self.detector, extra["plateau"], stored["eval_every"])
+        self.evaluations.load_state_dict(extra["plateau"], stored["eval_every"])
         if "guard" not in extra:
             raise UserError(f"{newest}: was written by an older version, without a count of skipped steps; begin anew")
         self.guard.load_state_dict(extra["guard"])
@@ -153,18 +148,6 @@ class PretrainRun:
             self.spikes.load_state_dict(extra["spikes"])
         self.checkpoints.take_up(newest)
         say(self.topology, f"{self.directory}: going on from step {self.engine.step_index}")
-
-    def _load_detector(self, detector: PlateauDetector, state: Mapping[str, Any], eval_every: int) -> None:
-        """eval_every: the steps between the evaluations that the detector's `state` is of."""
-        if eval_every == self.config.eval_every:
-            detector.load_state_dict(state)
-            return
-        # A slope is per evaluation, and so is what is asked of it.
-        say(
-            self.topology,
-            f"{self.directory}: evaluations are {self.config.eval_every} steps apart from here on, {eval_every} before;"
-            " the plateau detector begins anew",
-        )
 
     def open_log(self, resumed: bool) -> None:
         """Metrics are written by rank 0 alone; what lies beyond the resumed step is dropped."""
@@ -175,6 +158,7 @@ class PretrainRun:
             tensorboard=self.config.tensorboard,
             tracked=tracked(self.config, self.model.config, self.directory, self.topology),
         )
+        self.evaluations.begin(self.log)
         self.steps = StepLog(self.log, self.engine, self.loader, self.throughput, self.topology)
         if self.watcher is not None:
             self.watcher.begin(self.engine, self.loader, self.log, resume_step)
@@ -187,13 +171,12 @@ class PretrainRun:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.state.stopped or self.steps_here >= self.config.max_steps
+        return self.state.finished(self.engine.step_index, self.config.max_steps)
 
     @property
     def to_evaluate(self) -> bool:
         """Whether held-out losses are due after this step: as often as is asked for, and where a budget is spent."""
-        spent = self.detector is not None and self.detector.spent(self.steps_here, self.state.tokens) is not None
-        return spent or self.due(self.config.eval_every)
+        return self.evaluations.spent(self.steps_here, self.state.tokens) or self.due(self.config.eval_every)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now."""
@@ -281,85 +264,6 @@ class PretrainRun:
             device=self.topology.device,
         )
 
-    def evaluate(self, *, judge: bool) -> None:
-        """Measure the held-out losses and, if asked, let the plateau detector judge the reference loss.
-
-        Raises DivergedError where the losses have been out of bounds for too long, or no longer fall but were lower.
-        """
-        held, step = self.config.evaluate_with, self.engine.step_index
-        try:
-            with self.throughput.pause(), span(EVALUATE), self.engine.holding(held):
-                sets = {name: self._watched(step, name, batches) for name, batches in self.held_out.items()}
-                losses = held_out_losses(self.model, sets, self.mixed, micro_batch=self.config.micro_batch)
-        finally:
-            self.hang.rest()
-        self.state.losses, self.state.evaluated_at = losses, step
-        values = {f"{name}_loss": loss for name, loss in losses.items()}
-        if losses:
-            record: dict[str, float | int | str] = {**values, "tokens": self.state.tokens}
-            if held != "raw":
-                record["weights"] = held
-            self.log.write("eval", step, record)
-        # Before the detector, which is shown NaN where this says that the losses are out of bounds.
-        out = self.guard.add_evaluation(losses)
-        if judge and self.detector is not None:
-            # Out of bounds, a loss says nothing of progress. Rank 0 decides for all.
-            loss = nan if out else losses["reference"]
-            # Called on every rank, though only rank 0's decision counts: the detector's state stands in a checkpoint.
-            decision = self.detector.update(self.steps_here, loss, self.state.tokens)
-            # A rising loss ends by the detector's rule too; whether the run succeeded is told apart here.
-            worse = self.guard.worse(step) if decision.kind == "plateau" else None
-            decision, worse = broadcast_object((decision, worse), self.topology)
-            if worse is not None:
-                raise DivergedError(worse)
-            self._take_decision(decision)
-        # After the plateau, so that `finished` is known: at the last evaluation one out of bounds is enough.
-        fault = broadcast_object(self.guard.fault(step, last=self.finished), self.topology)
-        if fault is not None:
-            raise DivergedError(fault)
-        if self.evaluated is not None:
-            self.evaluated(step, losses, self.finished)
-
-    def _watched(self, step: int, name: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same, and a batch that takes too long is a hang as a step that does."""
-        self.hang.begin(f"the evaluation behind step {step}, on {name}")
-        for batch in batches:
-            yield batch
-            self.hang.goes_on()
-
-    def ask(self) -> None:
-        """Put the multiple-choice questions to the model, where there are any, and write down how it answered."""
-        if not self.questions:
-            return
-        held, step = self.config.evaluate_with, self.engine.step_index
-        record: dict[str, float | int | str] = {"tokens": self.state.tokens}
-        with self.throughput.pause(), span(EVALUATE), self.engine.holding(held):
-            # The same order of sets on every rank: asking is full of collectives.
-            for name, asked in self.questions.items():
-                answers = ask(self.model, asked, seq_len=self.loader.seq_len, micro_batch=self.config.micro_batch)
-                record |= {f"{name}/{what}": value for what, value in asdict(answers).items()}
-        if held != "raw":
-            record["weights"] = held
-        self.state.asked_at = step
-        self.log.write("tasks", step, record)
-
-    def _take_decision(self, decision: PlateauDecision) -> None:
-        self.state.plateau, self.state.budget = decision.kind == "plateau", decision.kind == "budget"
-        self.state.reason = decision.reason
-        self.log.write(
-            "plateau",
-            self.engine.step_index,
-            {
-                "stop": decision.stop,
-                "ended_by": decision.kind,
-                "reason": decision.reason,
-                "improvement": decision.improvement,
-                "evaluations": decision.evaluations,
-            },
-        )
-        if decision.stop:
-            say(self.topology, decision.reason)
-
     def save_if_due(self, *, last: bool = False) -> None:
         """Write a checkpoint where one is due, or was while training went wrong; at a run's end that is for `end`.
 
@@ -379,7 +283,7 @@ class PretrainRun:
             "inputs": self.inputs,
             "data": self.loader.state_dict(),
             "progress": asdict(self.state),
-            "plateau": None if self.detector is None else self.detector.state_dict(),
+            "plateau": self.evaluations.state_dict(),
             "guard": self.guard.state_dict(),
             "spikes": None if self.spikes is None else self.spikes.state_dict(),
         }
@@ -413,9 +317,9 @@ class PretrainRun:
         # A finished run that is started again has its last checkpoint already, and writes nothing.
         if self.checkpoints.newest != path:
             if state.evaluated_at != step:
-                self.evaluate(judge=False)
+                self.evaluations.measure(state, judge=False)
             if state.asked_at != step:
-                self.ask()
+                self.evaluations.ask(state)
             self.save(last=True)
         self.checkpoints.saver.finish()
         return PretrainResult(

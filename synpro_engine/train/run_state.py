@@ -40,3 +40,7 @@ class RunProgress:
     def stopped(self) -> bool:
         """Whether the detector ended the run."""
         return self.plateau or self.budget
+
+    def finished(self, step: int, max_steps: int) -> bool:
+        """Whether there is nothing left to train behind this step."""
+        return self.stopped or step - self.first_step >= max_steps

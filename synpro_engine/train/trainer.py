@@ -84,8 +84,8 @@ def pretrain(
     bar = progress(config.max_steps, label, "step", model.topology, run.steps_here)
     with telling(), run.log, closing(profiler), bar, run.checkpoints.saver:
         if not resumed:  # where the curve begins, and what the guards measure later losses against
-            run.evaluate(judge=False)
-            run.ask()
+            run.evaluations.measure(run.state, judge=False)
+            run.evaluations.ask(run.state)
         while not run.finished:
             run.checkpoints.saver.check()
             with profiler.step(run.engine.step_index + 1):
@@ -94,9 +94,9 @@ def pretrain(
                 bar.update()
                 # Before a checkpoint of the same step, which then holds what the detector has seen.
                 if run.to_evaluate:
-                    run.evaluate(judge=True)
+                    run.evaluations.measure(run.state, judge=True)
                 if run.due(config.tasks_every):
-                    run.ask()
+                    run.evaluations.ask(run.state)
                 run.save_if_due(last=result.stop)
             # Every rank has the same answer from the step itself. A run at its end saves in `end`, with its evaluation.
             if result.stop and not run.finished:
