@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from synpro_kernels import PolicyObjective, PolicyTokens, linear_logprob_definition, linear_policy_loss, policy_loss
+from synpro_kernels.ops.linear_logprob import block_sizes
 from synpro_kernels.ops.linear_logprob.cached_logits import CachedLogits
 from synpro_kernels.testing import assert_as_accurate
 from synpro_kernels.testing.layers import Case, make_case, plain
@@ -100,10 +101,10 @@ def test_tokens_without_a_gradient_take_no_part_in_the_products(backend, monkeyp
     given.pop("reference")
     live, original = [], CachedLogits.add_gradients
 
-    def add_gradients(self, coefficients_C5, into, shares=None, *, sparse):
+    def add_gradients(self, coefficients_C5, into, shares=None, *, sparse, first):
         assert sparse
         live.append(int((coefficients_C5[:, 2:] != 0).any(1).sum()))
-        original(self, coefficients_C5, into, shares, sparse=sparse)
+        original(self, coefficients_C5, into, shares, sparse=sparse, first=first)
 
     monkeypatch.setattr(CachedLogits, "add_gradients", add_gradients)
     leaves = a_case().leaves(torch.float32)
@@ -115,12 +116,21 @@ def test_tokens_without_a_gradient_take_no_part_in_the_products(backend, monkeyp
     assert (grad[~labelled | held | (given["advantage"] == 0)] == 0).all()
 
 
-def gradients(**changed: Tensor) -> list[Tensor]:
+@pytest.mark.parametrize("silent", ["no token", "the first chunk", "all tokens"])
+def test_what_no_token_of_the_first_chunk_writes_is_zero(silent, backend, monkeypatch):
+    """The first chunk writes the weight's gradient into new memory, which is NaN here."""
+    advantage = rollout(torch.float32)["advantage"]
+    advantage[: {"no token": 0, "the first chunk": TOKENS // 2, "all tokens": TOKENS}[silent]] = 0.0
+    at_once = gradients(0.0, advantage=advantage)
+    monkeypatch.setattr(block_sizes, "cached", lambda shard, vocab: (16, 64))
+    for found, expected in zip(gradients(0.0, advantage=advantage), at_once, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def gradients(kl_beta: float = 0.1, **changed: Tensor) -> list[Tensor]:
     leaves = a_case().leaves(torch.float32)
     tokens = PolicyTokens(**(rollout(torch.float32) | changed))
-    terms = linear_policy_loss(
-        leaves[0], leaves[1], a_case().target_T, tokens=tokens, objective=objective_of(kl_beta=0.1)
-    )
+    terms = linear_policy_loss(leaves[0], leaves[1], a_case().target_T, tokens=tokens, objective=objective_of(kl_beta))
     return [terms.objective, *torch.autograd.grad(terms.objective, leaves)]
 
 

@@ -95,9 +95,11 @@ def walk(
     if task.group is not None and len(task.target_T):  # alike on every rank, so that none waits for another
         _check_owners(task, len(weight_VH), task.group)
     dtype, kernels = precise_dtype(hidden_TH.dtype), LINEAR_DISTILL.kernels(hidden_TH)
+    # The first chunk writes the weight's, where there is one.
+    unwritten = weight_VH.new_empty if len(hidden_TH) else weight_VH.new_zeros
     found = Gradients(
         hidden_TH.new_zeros(hidden_TH.shape, dtype=dtype) if wanted[0] else None,
-        weight_VH.new_zeros(weight_VH.shape, dtype=dtype) if wanted[1] else None,
+        unwritten(weight_VH.shape, dtype=dtype) if wanted[1] else None,
     )
     # The student's, the last teacher's, and what those before it made of the mean.
     held = min(3, 1 + len(task.teachers))
@@ -107,7 +109,7 @@ def walk(
     for c in pieces(len(hidden_TH), tokens):
         part = replace(task, target_T=task.target_T[c], teachers=[Teacher(h[c], weight) for h, weight in task.teachers])
         into = found._replace(hidden=None if found.hidden is None else found.hidden[c])
-        sums += _taught(hidden_TH[c], weight_VH, part, kernels, buffers, into)
+        sums += _taught(hidden_TH[c], weight_VH, part, kernels, buffers, into, first=c.start == 0)
     if task.group is not None:
         # The divergence of each rank's columns; the others are of whole rows already.
         dist.all_reduce(sums[2:], group=task.group)
@@ -138,9 +140,12 @@ def _chunk(hidden_TH: Tensor, weight_VH: Tensor, task: Task, held: int) -> int:
 
 
 def _taught(
-    hidden_CH: Tensor, weight_VH: Tensor, task: Task, kernels: Kernels, buffers: Tensor, into: Gradients
+    hidden_CH: Tensor, weight_VH: Tensor, task: Task, kernels: Kernels, buffers: Tensor, into: Gradients, *, first: bool
 ) -> Tensor:
-    """A chunk's sums of cross-entropy, z-loss and this rank's part of the divergence; gradients go to `into`."""
+    """A chunk's sums of cross-entropy, z-loss and this rank's part of the divergence; gradients go to `into`.
+
+    The first chunk writes the weight's, the others add to it.
+    """
     column_C, slopes = task.column_T, task.slopes
     # A core's cache holds a block of 1024 columns from its product to what is done to it; a GPU wants one long product.
     width = len(weight_VH) if hidden_CH.is_cuda else 1024
@@ -161,7 +166,7 @@ def _taught(
         if into.hidden is not None:
             add_product(slope_CB, operand(weight_VH[v]), into.hidden)
         if into.weight is not None:
-            add_product(slope_CB.t(), hidden_CH, into.weight[v])
+            (product if first else add_product)(slope_CB.t(), hidden_CH, into.weight[v])
     return torch.stack((*losses, divergence_C.sum()))
 
 

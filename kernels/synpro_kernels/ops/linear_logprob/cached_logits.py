@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from synpro_kernels.common.arithmetic import add_product
+from synpro_kernels.common.arithmetic import add_product, product
 from synpro_kernels.common.pieces import pieces
 from synpro_kernels.ops.linear_logprob.along import TokenShares
 from synpro_kernels.ops.linear_logprob.blocks import products
@@ -34,12 +34,19 @@ class CachedLogits:
             yield v, self._buffer[v.start * tokens : v.stop * tokens].view(tokens, v.stop - v.start)
 
     def add_gradients(
-        self, coefficients_C5: Tensor, into: Gradients, shares: TokenShares | None = None, *, sparse: bool = False
+        self,
+        coefficients_C5: Tensor,
+        into: Gradients,
+        shares: TokenShares | None = None,
+        *,
+        sparse: bool = False,
+        first: bool = False,
     ) -> None:
         """Add these tokens' gradients to `into` (fp32 sums); hidden's are rows [C, H] and are written.
 
-        So are the tokens' shares, where they are asked for. Tokens whose gradients are all zero take no part in the
-        products where they may be many (`sparse`). The logits are gone afterwards.
+        So are the tokens' shares, where they are asked for, and all of `into.weight` by the `first` tokens. Tokens
+        whose gradients are all zero take no part in the products where they may be many (`sparse`). The logits are gone
+        afterwards.
         """
         live: Tensor | None = None
         if sparse:
@@ -48,6 +55,8 @@ class CachedLogits:
             live = (coefficients_C5[:, 2:] != 0).any(1).nonzero().squeeze(1)
             if len(live) == 0:
                 # Alike on all ranks of a group, which hold the same coefficients.
+                if first and into.weight is not None:
+                    into.weight.zero_()
                 return
             live = None if len(live) == self._shard.tokens else live
         part = self._shard if live is None else self._shard.rows(live)
@@ -66,7 +75,7 @@ class CachedLogits:
             if grad_hidden is not None:
                 add_product(dz_nB, weight_BH, grad_hidden)
             if into.weight is not None:
-                add_product(dz_nB.t(), part.hidden_TH, into.weight[v])
+                (product if first else add_product)(dz_nB.t(), part.hidden_TH, into.weight[v])
             if shares is not None:
                 shares.add(slice(None) if live is None else live, part.hidden_TH, v, dz_nB)
             if into.bias is not None:
