@@ -135,10 +135,16 @@ def memory(case: Case, name: str) -> Record:
 def peak_of(name: str, case: Case, topology: Topology) -> Record:
     """Of this very process, which must be fresh."""
     recipe, on_gpu = case.recipe, topology.device.type == "cuda"
-    weights = initial_weights(recipe, topology) if name != OURS else {}
-    if not on_gpu:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    # Once for nothing: what a first model leaves behind is nobody's.
+    initial_weights(recipe, topology)
+    gc.collect()
     before = torch.cuda.memory_allocated() if on_gpu else status_bytes("VmRSS")
+    weights = initial_weights(recipe, topology) if name != OURS else {}
+    gc.collect()  # the model that they were read from, which is in cycles
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     contender = CONTENDERS[name](recipe, weights, topology)
     weights.clear()
     for turn in range(2):  # the second has the optimizer's state

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,6 +139,15 @@ def test_a_run_tells_rates_memory_and_where_a_step_goes(tmp_path: Path, capsys: 
     shown = capsys.readouterr().out
     assert "smoke: olmo2 L2 D64 F128 V512, 1 x 2 x 64" in shown and "a step: " in shown and "a checkpoint: " in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", [OURS, PLAIN])
+def test_a_peak_is_all_that_a_contender_holds_and_nothing_of_what_was_before(name: str) -> None:
+    """Where there is next to nothing else: a copy of the weights that is freed again must not be taken off."""
+    wide = ("model.layers=6", "model.d_model=384", "model.heads=4", "model.kv_heads=4", "model.ffn=1024")
+    found: Any = memory(Case("smoke", (*wide, "pretrain.micro_batch=1"), 1), name)["memory"]
+    held = found["weights"] + found["gradients"] + found["optimizer"]
+    assert held > 4 * 40e6 and 0.9 * held < found["peak_bytes"] < 1.3 * held, found
 
 
 def test_times_stand_where_memory_could_not_be_measured() -> None:
