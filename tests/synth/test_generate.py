@@ -316,7 +316,8 @@ def test_several_jobs_join_take_batches_and_may_be_killed(corpus: Path, tmp_path
         while not (work / "settings.json").exists():
             assert owner.poll() is None, owner.communicate()[1]
             time.sleep(0.05)
-        killed, helper = _started(out, "0.5", "join"), _started(out, "0.5", "join")
+        # Slow enough that the one which starts last on a busy machine still finds a batch.
+        killed, helper = _started(out, "2.0", "join"), _started(out, "2.0", "join")
         while len({commit.part for commit in read_commits(work).values()}) < 3:
             assert owner.poll() is None, owner.communicate()[1]
             time.sleep(0.05)
