@@ -90,7 +90,7 @@ test-all: test $(STAMP)/oracles setup-serve ## the same with the slow tests, all
 	$(call interpreted,$(PY),slow)
 	$(SUBMAKE) test-second SECOND_TESTS=tests QUICK='$(ALL)'
 	if test -d .venv-$(SECOND); then $(call interpreted,.venv-$(SECOND)/bin/python,$(ALL)); fi
-	for end in $(TORCH_ENDS); do $(SUBMAKE) test-torch END=$$end QUICK='$(ALL)'; done
+	for end in $(TORCH_ENDS); do $(SUBMAKE) test-torch END=$$end; done
 
 test-second: setup-second ## the suite's core under the other supported pair of Python and Megatron-Core
 	@test -n "$(call python_of,$(SECOND))" || exit 0
