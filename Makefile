@@ -82,7 +82,7 @@ test: setup-test ## lint, types and the test suite; then its core under the othe
 	wait $$second || { cat $(STAMP)/second.log; exit 1; }
 	$(SUBMAKE) test-second
 
-test-all: test $(STAMP)/oracles setup-serve ## the same with the slow tests, all tests under the other versions, and the oldest and newest torch
+test-all: test $(STAMP)/oracles setup-serve ## the same with the slow tests, all under the other versions, and the core under the oldest and newest torch
 	@echo "==> pytest, against outside oracles and with trackers"
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m $(ALL) tests/rl/test_against_trl.py tests/train/test_against_lm_eval.py tests/train/test_trackers.py tests/benchmarks/test_pretrain.py
 	@echo "==> pytest, the slow tests"

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +25,12 @@ from torch.nn import Parameter
 from torch.optim import _muon as torch_muon
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.against import Earlier, is_commit, told, with_commit
 from benchmarks.common.command import again, command_line
 from benchmarks.common.environment import environment
 from benchmarks.common.harness import Step, clock_for, interleave, summarise
 from benchmarks.common.records import write_lines
+from benchmarks.common.settings import shape_of
 from benchmarks.common.tables import aligned
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError
@@ -38,6 +38,7 @@ from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.model.build import build_model
 from synpro_engine.model.canonical import canonical_shapes
+from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.optimizer import gather_gradients, set_hyperparameters, update
 from synpro_kernels import orthogonalize
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_commit(given.against):
             same = again(argv)
             return told(with_commit(given.against, "benchmarks.optimizer_step", same, figures, turns=given.turns))
+        earlier = Earlier.read(given.against)
         recipe = load_recipe(given.recipe, given.overrides)
         with launched(ParallelConfig()) as topology:
             dtype = platform.resolve_dtype(recipe.dtype)
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_lines(given.output, [record])
         print(table(found, {name: counted(recipe, dtype, name) for name in found["update"]}))
         print(f"Muon's products of a step: {muon_flops(recipe) / 1e9:.1f} GFLOP, symmetric ones counted by half")
-        return told(with_file([record], Path(given.against), figures)) if given.against else 0
+        return told(earlier.compared([record], figures)) if earlier else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -95,13 +97,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     """Updates, and iterations of a stack, a second: our own, by model, precision and stack."""
     return {
-        f"{record['model']}, {record['stack']}, {record['dtype']}: {what}, {name}": 1.0 / timing["median"]
+        f"{what}, {name}: {record['stack'] if what == 'iteration' else _about(record)}, {record['dtype']}":
+            1.0 / timing["median"]
         for record in records
         if record.get("bench") == BENCH
         for what, timings in record["timings"].items()
         for name, timing in timings.items()
-        if "torch" not in name
-    }
+        if name.startswith(("engine", "orthogonalize"))
+    }  # fmt: skip
+
+
+def _about(record: Mapping[str, Any]) -> str:
+    """What is updated, and how."""
+    settings = ", ".join(f"{key}={value}" for key, value in record["muon"].items())
+    return f"{record['model']} ({shape_of(ModelConfig(**record['shape']))}; Muon {settings})"
 
 
 def matrices_of(recipe: Recipe) -> dict[str, tuple[int, ...]]:

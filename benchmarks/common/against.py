@@ -18,6 +18,7 @@ from benchmarks.common.environment import ROOT
 from benchmarks.common.processes import alone, ends_with_us
 from benchmarks.common.records import read_lines
 from synpro_engine.config import UserError
+from synpro_engine.dist.environment import read_environment
 
 REGRESSION = 0.05
 """A figure that has fallen by more than this share is flagged."""
@@ -49,21 +50,35 @@ class Comparison:
         return f"{self.name}: {self.now:.4g} now, {self.then:.4g} then, {self.now / self.then:.3f} of it{flag}"
 
 
-def with_file(records: Sequence[Record], path: Path, figures: Figures) -> list[Comparison]:
-    """What was measured now against records of an earlier run, whatever more these hold.
+@dataclass(frozen=True)
+class Earlier:
+    """The records of a file, as they were before anything was measured: what is measured may be appended there."""
 
-    UserError where the file is none, has nothing of it, or is of another device or number of threads.
-    """
-    earlier = read_lines(path)
-    now, then = figures(records), figures(earlier)
-    if all(then.get(name) is None for name in now):
-        raise UserError(f"--against: {path} has no record of what was measured now ({', '.join(now) or 'nothing'})")
-    for key in _MACHINE:
-        here, there = ({str(one["environment"][key]) for one in of} for of in (records, earlier))
-        if there - here:
-            told = f"{', '.join(sorted(there))} there, {', '.join(sorted(here))} here"
-            raise UserError(f"--against: {path}: was measured elsewhere ({key}: {told})")
-    return [Comparison(name, now[name], then.get(name)) for name in now]
+    path: Path
+    records: Sequence[Record]
+
+    @classmethod
+    def read(cls, against: str | None) -> Earlier | None:
+        """None where `--against` was not given. UserError where the file is none."""
+        return None if against is None else cls(Path(against), read_lines(Path(against)))
+
+    def compared(self, records: Sequence[Record], figures: Figures) -> list[Comparison]:
+        """What was measured now against what the file has of it, whatever more that holds.
+
+        UserError where it has nothing of it, or what it has is of another device or number of threads.
+        """
+        now = figures(records)
+        earlier = [one for one in self.records if not now.keys().isdisjoint(figures([one]))]
+        then = figures(earlier)
+        if all(then.get(name) is None for name in now):
+            what = ", ".join(now) or "nothing"
+            raise UserError(f"--against: {self.path} has no record of what was measured now ({what})")
+        for key in _MACHINE:
+            here, there = ({str(one["environment"][key]) for one in of} for of in (records, earlier))
+            if there - here:
+                told = f"{', '.join(sorted(there))} there, {', '.join(sorted(here))} here"
+                raise UserError(f"--against: {self.path}: was measured elsewhere ({key}: {told})")
+        return [Comparison(name, now[name], then.get(name)) for name in now]
 
 
 def with_commit(ref: str, module: str, arguments: Sequence[str], figures: Figures, *, turns: int) -> list[Comparison]:
@@ -72,7 +87,7 @@ def with_commit(ref: str, module: str, arguments: Sequence[str], figures: Figure
     Both run this tree's benchmark, on the engine and the kernels of their own. arguments: of `python -m module`, which
     takes `--output`, read where this process was begun. UserError where `ref` is no commit, or nothing can be compared.
     """
-    alone(int(os.environ.get("WORLD_SIZE", "1")))
+    alone(read_environment().world_size)
     turns_of: dict[str, list[dict[str, float | None]]] = {"now": [], "then": []}
     with checked_out(ref) as tree, tempfile.TemporaryDirectory() as folder:
         # The benchmark of this tree, found ahead of the other's.
@@ -90,7 +105,9 @@ def with_commit(ref: str, module: str, arguments: Sequence[str], figures: Figure
 
 
 def is_commit(against: str | None) -> bool:
-    """Whether `--against` names no file, and so a commit."""
+    """Whether `--against` names no file, and so a commit. UserError where it is empty, as an unset variable is."""
+    if against == "":
+        raise UserError("--against: names neither a file nor a commit")
     return against is not None and not Path(against).exists()
 
 
@@ -113,7 +130,8 @@ def _run(module: str, arguments: Sequence[str], output: Path, folder: Path, tree
     paths = os.pathsep.join([str(folder), str(tree), str(tree / "kernels"), *map(os.path.abspath, before)])
     # Nothing, by children either, is looked for in the folder that we are in, which may be this tree's.
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", module, *arguments, "--output", str(output)]
+    # First, for behind a `--` nothing is an option.
+    command = [sys.executable, "-m", module, "--output", str(output), *arguments]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, preexec_fn=ends_with_us()
     )

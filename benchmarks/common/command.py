@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from synpro_engine.config import UserError
+
 _SHARED: dict[str, dict[str, Any]] = {
     "--against": {
         "metavar": "FILE|REF",
@@ -27,6 +29,9 @@ _SHARED: dict[str, dict[str, Any]] = {
 }
 
 
+_RESULTS = ("--output", "--docs", "--profile", "--plot")
+
+
 def command_line(name: str, about: str | None, *shared: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """The parser of `python -m benchmarks.NAME`. about: the program's docstring, whose first line is shown."""
     found = argparse.ArgumentParser(
@@ -39,11 +44,23 @@ def command_line(name: str, about: str | None, *shared: str, epilog: str | None 
 
 
 def again(arguments: Sequence[str] | None) -> list[str]:
-    """A program's arguments for a run of its own: without where results go and what they are held against."""
-    elsewhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--against", "--turns", "--output", "--docs", "--profile"):
-        elsewhere.add_argument(option)
-    return elsewhere.parse_known_args(sys.argv[1:] if arguments is None else arguments)[1]
+    """A program's arguments for a run beside a commit: without what they are held against.
+
+    UserError where results shall go somewhere: such a run has figures of turns, and no records.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--against", "--turns", *_RESULTS):
+        parser.add_argument(option)
+    given, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    refuse_results(given)
+    return rest
+
+
+def refuse_results(given: argparse.Namespace) -> None:
+    """UserError where the results of a run beside a commit shall go somewhere."""
+    for option in _RESULTS:
+        if getattr(given, option.removeprefix("--"), None):
+            raise UserError(f"{option}: a comparison with a commit has none to write; leave it out")
 
 
 def picked(parser: argparse.ArgumentParser, option: str, names: str, known: Iterable[str]) -> list[str]:

@@ -45,3 +45,8 @@ class Settings(Config):
             vocab_size=self.vocab,
             seq_len=self.seq_len,
         )
+
+
+def shape_of(model: ModelConfig) -> str:
+    """A model's family and sizes, for people and for names of figures."""
+    return f"{model.family} L{model.layers} D{model.d_model} F{model.ffn} V{model.vocab_size}"

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.against import Earlier, is_commit, told, with_commit
 from benchmarks.common.command import again, command_line
 from benchmarks.common.environment import environment
 from benchmarks.common.records import write_lines
+from benchmarks.common.settings import shape_of
 from benchmarks.common.tables import aligned
 from benchmarks.generate.sampling import OLMO2_1B, generator, measure
 from synpro_engine.config import UserError
@@ -49,12 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if is_commit(given.against):
             return told(with_commit(given.against, "benchmarks.generate", again(argv), figures, turns=given.turns))
+        earlier = Earlier.read(given.against)
         with launched(ParallelConfig()) as topology:
             records = list(_records(given, topology, profile if given.profile and topology.is_main else None))
         if not topology.is_main:
             return 0
         print(table(records))
-        return told(with_file(records, Path(given.against), figures)) if given.against else 0
+        return told(earlier.compared(records, figures)) if earlier else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -74,7 +76,8 @@ def _records(given: Namespace, topology: Topology, profile: Callable[[str, str],
                 say(topology, f"{name}: {rows} sequences at top_p {top_p}{', graphs' * graphs}")
                 sizes = {"prompt": given.prompt, "new": given.new, "profile": profile}
                 found = measure(model, rows=rows, top_p=top_p, graphs=graphs, **sizes)
-                record = {"bench": "generate", "model": name, **found, "environment": where}
+                about = {"model": name, "shape": shape_of(shape), "dtype": str(model.dtype).removeprefix("torch.")}
+                record = {"bench": "generate", **about, **found, "environment": where}
                 if given.output and topology.is_main:
                     write_lines(given.output, [record])
                 yield record
@@ -87,8 +90,9 @@ def figures(records: Iterable[Record]) -> dict[str, float | None]:
     """Tokens a second that are sampled, and that are read of prompts, by model and sizes."""
     rates = {"sampled": "new_tokens_per_s", "read": "prompt_tokens_per_s"}
     return {
-        f"{record['model']}, {record['rows']} sequences of {record['prompt']} + {record['new']} at top_p"
-        f" {record['top_p']}{', graphs' if record['graphs'] else ''}: tokens/s {what}": float(str(record[key]))
+        f"{record['model']} ({record.get('shape')}, {record.get('dtype')}), {record['rows']} sequences of"
+        f" {record['prompt']} + {record['new']} at top_p {record['top_p']}{', graphs' if record['graphs'] else ''}:"
+        f" tokens/s {what}": float(str(record[key]))
         for record in records
         if record.get("bench") == "generate"
         for what, key in rates.items()

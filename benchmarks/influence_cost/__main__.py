@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.against import Earlier, is_commit, told, with_commit
 from benchmarks.common.command import again, command_line, picked
 from benchmarks.common.documents import renew
 from benchmarks.common.environment import QUIET, environment
@@ -57,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_commit(given.against):
             same = again(argv)
             return told(with_commit(given.against, "benchmarks.influence_cost", same, figures, turns=given.turns))
+        earlier = Earlier.read(given.against)
         settings = CostSettings.read({"rounds": given.repeats, "threads": given.threads}, given.set)
         with tempfile.TemporaryDirectory() as folder, launched(ParallelConfig()) as topology:
             rows = run(settings, topology, Path(folder), parts)
         print(publish(rows, given.output, given.docs))
-        slower = told(with_file(list(map(asdict, rows)), Path(given.against), figures)) if given.against else 0
+        slower = told(earlier.compared(list(map(asdict, rows)), figures)) if earlier else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -90,14 +91,14 @@ def publish(rows: Sequence[CostRow], output: Path | None, docs: Path | None) -> 
 
 def figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     """How often a second each contender could do its work, by part and sizes; None where its scores are wrong."""
-    found: dict[str, float | None] = {}
+    usual, found = CostSettings().model_dump(mode="json"), dict[str, float | None]()
     for record in records:
-        if record.get("bench") == BENCH and record["timing"] is not None:
-            how = record["settings"]
-            name = (
-                f"{record['passes']}: {record['contender']}, {record['computes']} (L{how['layers']} D{how['d_model']}"
-                f" V{how['vocab']} S{how['seq_len']})"
-            )
+        # The machine's own rate is nobody's.
+        if record.get("bench") == BENCH and record["timing"] is not None and record["contender"] != scoring.PEAK:
+            # Turns are no part of the work, and threads are compared apart.
+            alike = {"rounds", "threads", *(key for key, value in usual.items() if record["settings"][key] == value)}
+            others = [f"{key}={value}" for key, value in record["settings"].items() if key not in alike]
+            name = f"{record['passes']}: {', '.join([record['contender'], record['computes'], *others])}"
             found[name] = 1.0 / record["timing"]["median"] if record["status"] == "ok" else None
     return found
 

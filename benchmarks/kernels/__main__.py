@@ -17,13 +17,12 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.against import Earlier, is_commit, told, with_commit
 from benchmarks.common.command import again, command_line
 from benchmarks.common.environment import QUIET, ForeignLoad, environment
 from benchmarks.common.faults import ended, failure, takes_more
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if is_commit(given.against):
             return told(with_commit(given.against, "benchmarks.kernels", again(argv), figures, turns=given.turns))
-        sizes = SIZES[given.sizes or device.type]
+        sizes, earlier = SIZES[given.sizes or device.type], Earlier.read(given.against)
         records: list[Record] = []
         with interpreted():
             for record in measured(sizes, dtype, device, only=given.only, rounds=given.rounds):
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not records:
             raise UserError(f"--only: no op has {given.only!r} in its name")
         print(table(records))
-        slower = told(with_file(records, Path(given.against), figures)) if given.against else 0
+        slower = told(earlier.compared(records, figures)) if earlier else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.against import is_commit, told, with_commit, with_file
-from benchmarks.common.command import command_line, picked
+from benchmarks.common.against import Earlier, is_commit, told, with_commit
+from benchmarks.common.command import command_line, picked, refuse_results
 from benchmarks.common.environment import environment
 from benchmarks.common.processes import ends_with_us
 from benchmarks.common.records import read_lines, write_lines
@@ -52,15 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.ranks:
             return _over_ranks(given)
         if is_commit(given.against):
+            refuse_results(given)
             same = _again(given)
             return told(with_commit(given.against, "benchmarks.pretrain", same, figures, turns=given.turns))
+        earlier = Earlier.read(given.against)
         records = _measured(given)
         if not records:
             return 0  # another rank tells
         print(table(records))
         if given.plot:
             draw(records, given.plot)
-        slower = told(with_file(records, Path(given.against), figures)) if given.against else 0
+        slower = told(earlier.compared(records, figures)) if earlier else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

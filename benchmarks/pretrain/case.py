@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.common.settings import shape_of
 from synpro_engine.config import UserError
 from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.data import Batch
@@ -47,8 +48,7 @@ class Case:
         """For people."""
         recipe = self.recipe
         model, rows = recipe.model, recipe.pretrain.micro_batch
-        shape = f"L{model.layers} D{model.d_model} F{model.ffn} V{model.vocab_size}"
-        return f"{recipe.name}: {model.family} {shape}, {self.micro_batches} x {rows} x {model.seq_len}"
+        return f"{recipe.name}: {shape_of(model)}, {self.micro_batches} x {rows} x {model.seq_len}"
 
     @property
     def tokens(self) -> int:

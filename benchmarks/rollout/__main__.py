@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
-from benchmarks.common.against import is_commit, told, with_commit, with_file
+from benchmarks.common.against import Earlier, is_commit, told, with_commit
 from benchmarks.common.command import again, command_line
 from benchmarks.common.environment import QUIET, ForeignLoad, environment, version
 from benchmarks.common.harness import cpu_clock, interleave, summarise
@@ -172,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if is_commit(given.against):
             return told(with_commit(given.against, "benchmarks.rollout", again(arguments), figures, turns=given.turns))
+        earlier = Earlier.read(given.against)
         with launched(ParallelConfig()) as topology, tempfile.TemporaryDirectory() as name:
             alone(topology.world_size)
             torch.set_num_threads(given.threads)  # after the launch, which has a number of its own
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Other processes used up to {busiest:.0%} of the machine: times are not to be quoted, ratios hold.")
         asked = asks(records)
         print(asked_and_reached(asked))
-        slower = told(with_file(records, Path(given.against), figures)) if given.against else 0
+        slower = told(earlier.compared(records, figures)) if earlier else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

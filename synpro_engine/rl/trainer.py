@@ -98,11 +98,8 @@ def tune(
     engine = Engine(policy, config.optimizer, schedule=config.schedule)
     guard = SkipGuard(what=f"tuning {operation.name}", lr_key=f"tune.{operation.name}.optimizer.lr", config=config.skip)
     weights, vocab_limit = {**reward_weights, OVERLONG: 1.0}, prompter.tokenizer.vocab_size
-    parking = None
-    if config.residency == "parked":
-        trained = [policy] if critic is None else [policy, critic.engine.model]
-        reference = Reading(() if reference_policy is None else (reference_policy,))
-        parking = Parking({SCORE: reads, REFERENCE: reference}, [p for model in trained for p in model.parameters()])
+    trained = [policy] if critic is None else [policy, critic.engine.model]
+    parking = _parking(trained, reference_policy, reads) if config.residency == "parked" else None
     needs = stay if parking is None else parking.needs
     learner = Learner(config, engine, reference_policy, critic, vocab_limit, weights, needs)
     worker = RolloutWorker(sampler, scorer, reward_weights, prompter, config, topology, seed, needs)
@@ -125,18 +122,29 @@ def tune(
     guard.end()
     if critic is not None:
         critic.guard.end()
-    if config.lora is not None:
-        export_adapters(policy, directory / ADAPTER)
-        # Whoever draws from the weights, or exports them, needs to know nothing of adapters.
-        merge_adapters(policy)
-    # Weights alone: generation needs no moments, which are twice their size in fp32.
-    save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
+    _write(policy, config, directory, seed)
     return TuneResult(
         steps=config.steps,
         policy=directory / POLICY,
         first_reward=rewards[0] if rewards else None,
         last_reward=rewards[-1] if rewards else None,
     )
+
+
+def _parking(trained: Sequence[Model], reference_policy: Model | None, reads: Reading) -> Parking:
+    """What waits in the host's memory while a step's phase needs none of it; not what `trained` models hold."""
+    reference = Reading(() if reference_policy is None else (reference_policy,))
+    return Parking({SCORE: reads, REFERENCE: reference}, [p for model in trained for p in model.parameters()])
+
+
+def _write(policy: Model, config: TuneConfig, directory: Path, seed: int) -> None:
+    """The tuned weights, and the adapters that made them. Collective."""
+    if config.lora is not None:
+        export_adapters(policy, directory / ADAPTER)
+        # Whoever draws from the weights, or exports them, needs to know nothing of adapters.
+        merge_adapters(policy)
+    # Weights alone: generation needs no moments, which are twice their size in fp32.
+    save_checkpoint(directory / POLICY, policy, {"step": config.steps}, seed=seed)
 
 
 def _tell_of_little_room(

@@ -60,6 +60,9 @@ class PretrainRun:
         inputs: str | None = None,
     ) -> None:
         assert loader.global_batch == config.global_batch, (loader.global_batch, config.global_batch)
+        # Found now and not at the first evaluation, which may be hours away.
+        if config.plateau is not None and "reference" not in {*held_out, *mixed}:
+            raise UserError("setting `plateau`: needs a held-out set named `reference`")
         token, rows = config.dropout.mask_token, model.config.vocab_size
         if config.dropout.tokens and token is not None and token >= rows:
             raise UserError(f"setting `dropout.mask_token`: {token} is none of the model's {rows} tokens")
@@ -140,7 +143,7 @@ class PretrainRun:
             )
         self.loader.load_state_dict(extra["data"])
         self.state = RunProgress(**extra["progress"])
-        self.evaluations.load_state_dict(extra["plateau"], stored["eval_every"])
+        self.evaluations.load_state_dict(extra["plateau"], stored["eval_every"], where=self.directory)
         if "guard" not in extra:
             raise UserError(f"{newest}: was written by an older version, without a count of skipped steps; begin anew")
         self.guard.load_state_dict(extra["guard"])

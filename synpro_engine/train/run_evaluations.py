@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from math import nan
+from pathlib import Path
 from typing import Any
 
 from synpro_engine.backend.spans import EVALUATE, span
-from synpro_engine.config import UserError
 from synpro_engine.data import Batch
 from synpro_engine.data.choices import QuestionSet
 from synpro_engine.dist import broadcast_object, say
@@ -40,9 +40,6 @@ class RunEvaluations:
         evaluated: Evaluated | None,
     ) -> None:
         """seq_len: at which questions are asked. evaluated: is told of each evaluation, and may end the run."""
-        # Found now and not at the first evaluation, which may be hours away.
-        if config.plateau is not None and "reference" not in {*held_out, *mixed}:
-            raise UserError("setting `plateau`: needs a held-out set named `reference`")
         self._engine, self._config, self._topology = engine, config, engine.model.topology
         self._held_out, self._mixed, self._questions, self._seq_len = held_out, mixed, questions, seq_len
         self._guard, self._throughput, self._evaluated = guard, throughput, evaluated
@@ -60,8 +57,8 @@ class RunEvaluations:
         """The detector's."""
         return None if self._detector is None else self._detector.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any], eval_every: int) -> None:
-        """eval_every: the steps between the evaluations that the detector's `state` is of."""
+    def load_state_dict(self, state: Mapping[str, Any], eval_every: int, *, where: Path) -> None:
+        """eval_every: the steps between the evaluations that `state` is of. where: the run's directory."""
         if self._detector is None:
             return
         if eval_every == self._config.eval_every:
@@ -70,7 +67,7 @@ class RunEvaluations:
         # A slope is per evaluation, and so is what is asked of it.
         say(
             self._topology,
-            f"evaluations are {self._config.eval_every} steps apart from here on, {eval_every} before;"
+            f"{where}: evaluations are {self._config.eval_every} steps apart from here on, {eval_every} before;"
             " the plateau detector begins anew",
         )
 

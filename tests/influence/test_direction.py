@@ -29,6 +29,7 @@ from synpro_engine.influence import (
 )
 from synpro_engine.influence.directions import NextAdamW, NextStep, NoDirectionError, displaced, inner, next_step, walk
 from synpro_engine.influence.first_order import plain_logprobs
+from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
 from synpro_engine.model.tensor_files import SafetensorsFiles
@@ -249,16 +250,20 @@ def test_the_next_step_written_out_is_the_one_that_the_engine_takes(steps: int, 
         assert (expected[name] - taken).norm() <= 2e-4 * taken.norm(), name
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_next_step_s_direction_is_made_in_three_copies_of_the_model(
-    steps: int, topology: Topology, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("steps", "references", "copies"), [(1, 1, 3.0), (2, 1, 3.0), (1, 2, 5.0)])
+def test_a_next_step_s_direction_is_made_in_three_copies_of_the_model_and_more_for_more_references(
+    steps: int, references: int, copies: float, topology: Topology, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def live() -> int:
         tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
-    engine = trained("olmo2", topology)
-    given = [batches(topology, 2) for _ in range(steps + 1)]
+    # A vocabulary that makes the output layer half of it: what is left of one parameter shows.
+    shape = CONFIGS["olmo2"].model_copy(update={"vocab_size": 2048})
+    engine = Engine(build_model(shape, topology), optimizer("adamw"))
+    engine.step(batches(topology, 2), LanguageModelLoss(), denominator=64.0)
+    given = {str(number): batches(topology, 2) for number in range(references)}
+    upcoming = [batches(topology, 2) for _ in range(steps)]
     size = 4 * sum(parameter.numel() for parameter in engine.model.parameters())
     gc.collect()
     before, seen = live(), list[float]()
@@ -271,11 +276,11 @@ def test_a_next_step_s_direction_is_made_in_three_copies_of_the_model(
 
         return call
 
-    for name in ("mean_gradient", "inner"):
+    for name in ("mean_gradient", "mean_direction", "inner"):
         monkeypatch.setattr(next_step, name, watched(getattr(next_step, name)))
-    next_step_direction(engine, given[0], given[1:])
+    next(next_step_directions(engine, given, upcoming, weights=dict.fromkeys(given, 1.0)))
     # Squares, a gradient, and what is behind a typical step or the direction; while a gradient is made, nothing else.
-    assert 2.9 < max(seen) < 3.1, seen
+    assert copies - 0.1 < max(seen) < copies + 0.1, seen
     assert seen[0] < 1.1, seen
 
 

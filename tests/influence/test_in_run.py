@@ -1,5 +1,7 @@
 """Scores of training's own examples: exact in every layout, and training never notices."""
 
+import gc
+import weakref
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -11,7 +13,7 @@ from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import Direction, Examples, InRun
-from synpro_engine.influence.first_order import plain_logits
+from synpro_engine.influence.first_order import Capture, plain_logits
 from synpro_engine.model.build import freeze_but_last
 from synpro_engine.model.model import Model
 from synpro_engine.train.config import OptimizerConfig, OutputLayer
@@ -179,6 +181,27 @@ def test_a_watched_step_leaves_nothing_behind(variant: str, method: str, topolog
     )
     assert len(scores) == 1
     assert_alike(engine, numbers, plain, unwatched, method)
+
+
+@pytest.mark.parametrize("method", ["gradient", "capture", "prefix"])
+def test_a_direction_that_is_given_up_is_free_memory_at_once(method: Any, topology: Topology) -> None:
+    """Not when Python next looks for cycles: the next direction wants the room, and on a GPU nothing makes it look."""
+    model = model_of(CONFIGS["olmo2"], topology)
+    engine, direction = Engine(model, OptimizerConfig(lr=1e-3)), direction_of(model)
+    batches, examples = microbatches(0, 1, topology)
+    kept = [weakref.ref(tensor) for tensor in direction.tensors.values()]
+    gc.collect()
+    gc.disable()
+    try:
+        in_run = InRun(engine, direction, method=method)
+        with in_run.watch(batches, examples, LanguageModelLoss(Z_LOSS), denominator=LABELS) as seen:
+            engine.step(batches, seen.loss_fn, denominator=LABELS)
+        assert seen.scores
+        stacks = [weakref.ref(one) for one in gc.get_objects() if isinstance(one, Capture)]
+        del in_run, seen, direction
+        assert not [one for one in (*kept, *stacks) if one() is not None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("variant", CONFIGS)

@@ -109,7 +109,8 @@ def test_the_score_is_what_a_trace_of_a_sequence_in_the_batch_does_to_the_refere
     model, mates, reference, small = engine.model, rows(4), rows(5), 1e-6
 
     step = NextStep(engine)
-    update = Direction(dict(step.update(mean_gradient(model, [mates]), keep=True)))
+    parts = step.parts(mean_gradient(model, [mates]))
+    update = Direction({name: step.whole(name, part) for name, part in parts})
     with displaced(model, update, -1.0):
         ahead = mean_gradient(model, [reference])
     step.settle()

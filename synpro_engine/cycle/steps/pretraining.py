@@ -202,18 +202,13 @@ def _train(
     loader = training.loader(sources, dp.rank, dp.size)
     if sources.curricula:
         _check_supply(training, sources, start)
-    # The plateau is judged on the reference alone: the other losses are written down, and watched for divergence.
-    held_out = {"reference": next(iter(settings.references)), "validation": "validation"}
-    mixed: dict[str, dict[str, float]] = {}
-    if len(settings.references) > 1:
-        parts = {name + ALONE.removesuffix("_loss"): name for name in settings.references}
-        held_out = {"validation": "validation", **parts}
-        mixed["reference"] = {part: settings.references[name] for part, name in parts.items()}
+    held_out, mixed = _held_out(settings.references)
+    dtype = platform.resolve_dtype(settings.dtype)
     result = pretrain(
         build_model(
             model,
             topology,
-            dtype=platform.resolve_dtype(settings.dtype),
+            dtype=dtype,
             # Not drawn where a checkpoint will overwrite them: initial weights of a large model take long.
             seed=settings.seed if start is None else None,
             recompute=config.recompute,
@@ -242,9 +237,7 @@ def _train(
         evaluated=evaluated,
         questions=_questions(tokens, settings.questions, topology),
         inputs=on_main(topology, lambda: _digest(into, training, start)),
-        teachers=load_teachers(
-            config.distill, open_tokenizer(tokens, topology), model, topology, platform.resolve_dtype(settings.dtype)
-        ),
+        teachers=load_teachers(config.distill, open_tokenizer(tokens, topology), model, topology, dtype),
     )
     # Without the checkpoint's path, which would make equal stages differ by where they lie.
     facts = {k: v for k, v in asdict(result).items() if k != "checkpoint"} | {"samples": loader.samples_by_source}
@@ -254,6 +247,18 @@ def _train(
         atomic_write_text(into / TRAINING_RESULT, json_text(told, indent=2) + "\n")
 
     on_main(topology, write)
+
+
+def _held_out(references: Mapping[str, float]) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
+    """Sources of the held-out sets by the sets' names; and sets that are weighted means of others.
+
+    The plateau is judged on `reference` alone: the other losses are written down, and watched for divergence.
+    """
+    if len(references) == 1:
+        return {"reference": next(iter(references)), "validation": "validation"}, {}
+    parts = {name + ALONE.removesuffix("_loss"): name for name in references}
+    weights = {part: references[name] for part, name in parts.items()}
+    return {"validation": "validation", **parts}, {"reference": weights}
 
 
 def _digest(into: Path, training: Training, start: Path | None) -> str:

@@ -121,6 +121,7 @@ def displaced(model: Model, direction: Direction, scale: float) -> Iterator[None
             parameter, data = storage[name]
             precise = torch.promote_types(tensor.dtype, torch.float32)
             parameter.data = torch.add(data.to(precise), tensor.to(precise), alpha=scale).to(data.dtype)
+            del tensor  # within the block the direction is the caller's alone, who may free it
         yield
     finally:
         for parameter, data in storage.values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +67,15 @@ def mean_direction(directions: Mapping[str, Direction], weights: Mapping[str, fl
     if len(directions) == 1:
         return next(iter(directions.values()))
     whole = sum(weights[name] for name in directions)
-    return reduce(Direction.plus, (one.scaled(weights[name] / whole) for name, one in directions.items()))
+    (first, *others), tangent = directions.items(), any(one.tangent for one in directions.values())
+    mean = first[1].scaled(weights[first[0]] / whole)
+    for name, one in others:
+        if set(mean.tensors) != set(one.tensors):
+            raise ValueError(f"directions: {name} is over other parameters")
+        # In place: each further sum would be one more copy of the model.
+        for key, total in mean.tensors.items():
+            total.add_(one.tensors[key], alpha=weights[name] / whole)
+    return replace(mean, tangent=tangent)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,8 @@ def next_step_directions(
     update = _typical_update(model, step, upcoming, show_progress=show_progress)
     with displaced(model, Direction(update), -1.0):
         # The weights are where it leads, and theta's own storage waits: three copies of the model in fp32 are all that
-        # renewing a direction within training takes, squares and weights and gradient.
+        # renewing a direction within training takes, squares and weights and gradient; and one for each further
+        # reference, and for the mean of several.
         update.clear()
         gradients = {
             name: mean_gradient(model, batches, label=f"{name} gradient".strip() if show_progress else None)
@@ -115,12 +116,10 @@ def _typical_update(
         # Each from theta: their mean stands for one typical step, not for a walk of several.
         for batches in upcoming:
             # One by one: a copy of a large model is gigabytes.
-            for name, moved in step.update(mean_gradient(model, batches), keep=True):
+            for name, moved in step.parts(mean_gradient(model, batches)):
                 _add(update, name, moved)
             advance(1)
-    for total in update.values():
-        total.div_(len(upcoming))
-    return update
+    return {name: step.whole(name, update.pop(name).div_(len(upcoming))) for name in list(update)}
 
 
 def _add(sums: dict[str, Tensor], name: str, term: Tensor) -> None:
@@ -157,24 +156,34 @@ class NextStep:
         """What clipping multiplies the gradient by."""
         return clip_factor(self._clip, inner(self._model, gradient, gradient) ** 0.5)
 
-    def update(self, gradient: Direction, *, keep: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """theta - theta' of a step with this gradient, which is used up, without decay, by parameter.
+    def update(self, gradient: Direction) -> Iterator[tuple[str, Tensor]]:
+        """theta - theta' of a step with this gradient, which is used up, without decay, by parameter."""
+        for name, part in self.parts(gradient, keep=False):
+            yield name, self.whole(name, part)
+
+    def parts(self, gradient: Direction, *, keep: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """The same in parts that `whole` puts together, of one step or of a sum of several.
 
         keep: the step becomes one of the typical ones.
         """
         factor = self.clip_factor(gradient)
         for g in gradient.tensors.values():
             g.mul_(factor)
+            del g
         self._samples += keep
         matrices, others = self._parted(gradient.tensors)
         del gradient  # so that what is popped is freed
         for name in list(others):
             part = self._adamw.part_of(name, others.pop(name))
-            yield name, self._adamw.whole_of(name, self._adamw.update_of(name, part))
+            yield name, self._adamw.update_of(name, part)
             if keep:
                 _add(self._square, name, part.square())
         if self._muon is not None:
             yield from self._muon.update(matrices, keep=keep).items()
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """What `parts` yielded of a parameter, in its shape on every replica."""
+        return part if name in self._of_muon else self._adamw.whole_of(name, part)
 
     def take_in(self, gradient: Direction) -> None:
         """Make a step with this gradient, which is only read, one of the typical ones."""

@@ -43,7 +43,7 @@ class Capture:
         """Linear layers are scored in the model's dtype, as they are multiplied; norms in fp32."""
         assert not model.megatron_config.recompute_granularity, "recomputation would run layers twice"
         self._model = model
-        self._hooks = MicrobatchHooks(model, self._begin)
+        self._hooks = MicrobatchHooks(model)
         self.count = len(directions)
         self.directions = stacked(model, directions, matrices=model.dtype)
         self.shares: list[Shares] = []
@@ -80,7 +80,8 @@ class Capture:
             return out.detach().requires_grad_(True)
 
         self.shares = []
-        with self._hooks.counted() as stack:
+        # Given here: hooks that knew us would keep us, and copies of directions, until Python looks for cycles.
+        with self._hooks.counted(self._begin) as stack:
             for number, chunk in enumerate(self._model.chunks):
                 for module in chunk.modules():
                     # Before the listener: a module's hooks run in order, and what it must see is the new leaf.
