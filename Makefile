@@ -46,7 +46,8 @@ MKDOCS = PYTHONPATH=$(CURDIR):$(CURDIR)/kernels NO_MKDOCS_2_WARNING=1 $(PY) -W i
 # Which tests by their marker: those that take minutes are left to `make test-all`.
 QUICK = "not slow"
 ALL   = "slow or not slow"
-PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
+# nproc would take the threads of one process, where they are set, for the cores.
+PYTEST_WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
