@@ -3,6 +3,7 @@
 With the real libraries, in their modes without a server, where they are installed.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import signal
 import sqlite3
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -86,8 +88,8 @@ def of_wandb(place, identity):
 
 def history(path):
     """Rows of a file of wandb's: records of protobuf in LevelDB's framing, behind a head of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    # By its name: what protobuf makes is not there for a type checker to see.
+    proto: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
@@ -97,7 +99,7 @@ def history(path):
         parts = (b"" if kind in (1, 2) else parts) + data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):
-            record = Record.FromString(parts)
+            record = proto.Record.FromString(parts)
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
                 row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
