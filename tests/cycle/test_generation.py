@@ -89,7 +89,7 @@ def test_options_that_do_not_go_together_begin_no_generation(
 def test_a_second_job_joins_the_generation_of_a_run(tmp_path: Path) -> None:
     directory, root = tmp_path / "run", Path(__file__).parents[2]
     settings = [*SMALL, "generate.batch_prompts=1", "generate.max_slices=60", "generate.operations=[rephrase]"]
-    settings.append("generate.samples=6")  # it must last until the second job has started
+    settings.append("generate.samples=16")  # it must last until the second job has started
     path = os.pathsep.join([str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
@@ -115,4 +115,4 @@ def test_a_second_job_joins_the_generation_of_a_run(tmp_path: Path) -> None:
     finally:
         owner.kill()
     assert workers == 2 and [s.done for s in seen] == sorted(s.done for s in seen)
-    assert read_yield(directory / "round-1" / "generate-rephrase" / "corpus").completions == 360
+    assert read_yield(directory / "round-1" / "generate-rephrase" / "corpus").completions == 960
