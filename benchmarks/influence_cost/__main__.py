@@ -96,7 +96,11 @@ def figures(records: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
         # The machine's own rate is nobody's.
         if record.get("bench") == BENCH and record["timing"] is not None and record["contender"] != scoring.PEAK:
             # Turns are no part of the work, and threads are compared apart.
-            alike = {"rounds", "threads", *(key for key, value in usual.items() if record["settings"][key] == value)}
+            alike = {
+                "rounds",
+                "threads",
+                *(key for key, value in usual.items() if record["settings"].get(key) == value),
+            }
             others = [f"{key}={value}" for key, value in record["settings"].items() if key not in alike]
             name = f"{record['passes']}: {', '.join([record['contender'], record['computes'], *others])}"
             found[name] = 1.0 / record["timing"]["median"] if record["status"] == "ok" else None

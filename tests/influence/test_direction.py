@@ -245,6 +245,8 @@ def test_the_next_step_written_out_is_the_one_that_the_engine_takes(steps: int, 
     expected = dict(taking.update(gradient))
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     engine.step(batches(topology), LanguageModelLoss(), denominator=64.0)
+    with pytest.raises(RuntimeError, match="asked of an engine at"):  # its moments are of another step by now
+        dict(taking.update(mean_gradient(engine.model, batches(topology))))
     for name, p in engine.model.named_parameters():
         taken = before[name] - p.detach()
         assert (expected[name] - taken).norm() <= 2e-4 * taken.norm(), name

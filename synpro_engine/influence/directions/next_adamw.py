@@ -19,12 +19,13 @@ class NextAdamW:
     """The next step of an engine's AdamW, of the parameters that AdamW moves.
 
     Works on parts: flat tensors of the entries of one parameter that this rank's optimizer owns (`part_of`,
-    `whole_of`). Moments are read where they are, so the engine must not step between two calls.
+    `whole_of`). Moments are read where they are: RuntimeError where the engine has stepped meanwhile.
     """
 
     def __init__(self, engine: Engine) -> None:
         """Collective over the job."""
         self._config, self._lr, self._replicas = engine.optimizer_config, engine.lr, engine.model.topology.replicas
+        self._engine, self._step = engine, engine.step_index
         self._parameters = dict(engine.model.named_parameters())
         self._rates = {name: rate_of(self._config, name, p) for name, p in self._parameters.items()}
         names = {id(p): name for name, p in self._parameters.items()}
@@ -73,5 +74,7 @@ class NextAdamW:
 
     def _moment(self, name: str, key: str, like: Tensor) -> Tensor:
         """AdamW's, of this rank's part; zero before the first step."""
+        if self._engine.step_index != self._step:
+            raise RuntimeError(f"the next step after {self._step} was asked of an engine at {self._engine.step_index}")
         owned = self._owned.get(name)
         return owned.state[key].detach() if owned and owned.state else torch.zeros_like(like)

@@ -40,7 +40,7 @@ class CachedLogits:
         shares: TokenShares | None = None,
         *,
         sparse: bool = False,
-        first: bool = False,
+        first: bool,
     ) -> None:
         """Add these tokens' gradients to `into` (fp32 sums); hidden's are rows [C, H] and are written.
 
