@@ -35,6 +35,7 @@ from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.layout import Layout
 
 Record = Mapping[str, object]
+_ALONE = "is the peak of one process on its own"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.ranks and given.against:
             raise UserError("--ranks: is no comparison with `--against`; give one of them")
+        if given.memory and (given.ranks or is_commit(given.against)):
+            raise UserError(f"--memory: {_ALONE}; leave out `--{'ranks' if given.ranks else 'against'}`")
         if given.ranks:
             return _over_ranks(given)
         if is_commit(given.against):
@@ -103,12 +106,14 @@ def _measured(given: Namespace) -> list[Record]:
     records: list[Record] = []
     with launched(_layout(wanted[0])) as topology:
         alone = topology.world_size == 1
+        if given.memory and not alone:
+            raise UserError(f"--memory: {_ALONE}, and this is a job of {topology.world_size}")
         names = given.only if alone else [OURS]
         where = environment(topology.device)
         for case in wanted:
             found = measure(case, names, topology, rounds=given.rounds, warmups=given.warmups)
             for record in found:
-                if given.memory and alone and record["status"] != "failed":
+                if given.memory and record["status"] != "failed":
                     record |= memory(case, str(record["contender"]))
             about = {
                 "bench": "pretrain", "case": case.title, "recipe": case.recipe_name, "overrides": case.overrides,

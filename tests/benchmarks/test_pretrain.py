@@ -217,6 +217,8 @@ def test_a_sweep_of_layouts_over_ranks_is_one_table(capsys: pytest.CaptureFixtur
         (["smoke", "--ranks", "1", "parallel.tp=2"], "--ranks: no layout goes into any of these numbers"),
         (["smoke", "--against", "no-such-commit"], "no-such-commit is neither a file nor a commit"),
         (["smoke", "--against=--upload-pack=x"], "is neither a file nor a commit"),
+        (["smoke", "--memory", "--ranks", "2"], "--memory: is the peak of one process on its own; leave out `--ranks`"),
+        (["smoke", "--memory", "--against", "HEAD"], "--memory: is the peak of one process on its own"),
     ],
 )
 def test_a_user_s_fault_is_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
