@@ -1,8 +1,9 @@
 """The study on real text: each arm of the comparison from one plateau, by seeds, and what it is worth in unique text.
 
 `python -m benchmarks.real_text` trains what is missing, arm by arm, by the engine's own commands, and writes a record
-of each arm and seed; called again it goes on where it was, and with `--minutes` it stops in time. `--rates` measures
-how long all of it will take. `--from FILE --docs docs` renews docs/real-text.md from records alone.
+of each arm and seed; called again it goes on where it was, and with `--minutes` it stops in time. With `--only` several
+of it share a directory. `--rates` measures how long all of it will take. `--from FILE --docs docs` renews
+docs/real-text.md from records alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.command import command_line
+from benchmarks.common.command import command_line, picked
 from benchmarks.common.documents import renew
 from benchmarks.common.environment import ROOT, environment
 from benchmarks.common.records import read_lines, write_lines
@@ -22,7 +23,7 @@ from benchmarks.real_text.commands import Commands, OutOfTime
 from benchmarks.real_text.outcome import records_of
 from benchmarks.real_text.page import blocks, draw, told_elsewhere
 from benchmarks.real_text.rates import measure
-from benchmarks.real_text.study import RECIPE, Study, jobs
+from benchmarks.real_text.study import FROM_SCRATCH, RECIPE, Study, jobs
 from benchmarks.real_text.tuned import settings_record
 from synpro_engine.cli.ending import run_script
 from synpro_engine.config import UserError, hash_json
@@ -38,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, default=Path("runs/real-text"), help="of the runs")
     parser.add_argument("--recipe", type=Path, default=RECIPE, metavar="FILE", help="another one, such as tiny.yaml")
     parser.add_argument("--minutes", type=float, metavar="N", help="stop after so long; the next call goes on")
+    parser.add_argument(
+        "--only", metavar="NAME,NAME",
+        help="of these alone; beside it another process can train others in the same --dir, of those that begin"
+        f" at the first step ({', '.join(FROM_SCRATCH)})",
+    )  # fmt: skip
     parser.add_argument("--rates", action="store_true", help="measure how fast this machine is, and do no more")
     parser.add_argument(
         "--tuned", type=Path, action="append", metavar="FILE", help="records of data_bound, which tuned repetition"
@@ -54,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.rates:
                 _write(output, [measure(study, commands)])
             else:
-                _train(study, output, commands)
+                names = [job.name for job in jobs(study.recipe())]
+                _train(study, output, commands, picked(parser, "--only", given.only, names) if given.only else names)
         except OutOfTime:
             print("stopped; the same command goes on from there")
     records = read_lines(output)
@@ -99,14 +106,15 @@ def _check_recipe(recipe: Path, settings: Record | None, output: Path) -> None:
         )
 
 
-def _train(study: Study, output: Path, commands: Commands) -> None:
-    """Do the jobs that have no records yet."""
+def _train(study: Study, output: Path, commands: Commands, names: Sequence[str]) -> None:
+    """Do the jobs by these names that have no records yet."""
     recipe = study.recipe()
-    for job in jobs(recipe):
+    for job in [job for job in jobs(recipe) if job.name in names]:
         done = {(one["arm"], one["seed"]) for one in read_lines(output) if one["bench"] == "real_text"}
         if {(job.name, seed) for seed in (recipe.seeds if job.seed is None else (job.seed,))} <= done:
             continue
-        commands.run(study.command(job))
+        for command in study.commands(job):
+            commands.run(command)
         _write(output, [one for one in records_of(study, job) if (one["arm"], one["seed"]) not in done])
 
 

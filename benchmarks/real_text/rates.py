@@ -36,7 +36,8 @@ def measure(study: Study, commands: Commands) -> Record:
     began, cpu = time.monotonic(), _cpu_seconds()
     for text in ("prompted", "tuned"):
         name = next(name for name, arm in whole.arms.items() if arm.text == text)
-        commands.run(study.command(Job(name)))
+        for command in study.commands(Job(name)):
+            commands.run(command)
         found[text] = records_of(study, Job(name))[0]
     # Others may have had the machine too: in the time that these processes had, seconds are those of a core of its own.
     share = min(1.0, (_cpu_seconds() - cpu) / (time.monotonic() - began))

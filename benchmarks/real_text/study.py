@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,14 +69,20 @@ class Study:
         assert whole.corpus.max_train_tokens is not None
         tokens = (SIZES | UNTUNED_SIZES)[job.name] * whole.corpus.max_train_tokens
         # Losses a token compare under one vocabulary alone.
-        tokenizer = self.run / TOKENIZE / TOKENIZER
-        return [*own, f"corpus.max_train_tokens={tokens}", f"tokenizer.path={tokenizer}"]
+        return [*own, f"corpus.max_train_tokens={tokens}", f"tokenizer.path={self.tokenizer}"]
 
-    def command(self, job: Job) -> list[str]:
-        """The engine's command that does a job, or goes on with it."""
+    @property
+    def tokenizer(self) -> Path:
+        """That of the shared run, which trainings on more text read theirs by."""
+        return self.run / TOKENIZE / TOKENIZER
+
+    def commands(self, job: Job) -> Iterator[list[str]]:
+        """The engine's commands that do a job, or go on with it."""
+        if job.name in SIZES | UNTUNED_SIZES and not self.tokenizer.exists():
+            yield ["tokenize", str(self.recipe_file), *self.tuned, "--dir", str(self.run)]
         what = ["evaluate", "--only", job.name] if job.seed is None else ["pretrain"]
         verb, *options = what
-        return [verb, str(self.recipe_file), *self.settings(job), *options, "--dir", str(self.directory(job))]
+        yield [verb, str(self.recipe_file), *self.settings(job), *options, "--dir", str(self.directory(job))]
 
 
 def jobs(recipe: Recipe) -> list[Job]:

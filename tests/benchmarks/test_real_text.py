@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.common.records import read_lines
 from benchmarks.real_text.__main__ import _identity, main
+from benchmarks.real_text.commands import Commands
 from benchmarks.real_text.rates import hours
 from benchmarks.real_text.study import FROM_SCRATCH, RECIPE, SIZES, UNTUNED_SIZES, Job, Study, expected, jobs
 from benchmarks.real_text.texts import texts
@@ -58,6 +59,27 @@ def test_every_arm_and_seed_is_trained_once_and_repetition_first() -> None:
     found = expected(recipe)
     assert len(found) == len(set(found)) == len(recipe.seeds) * (len(recipe.arms) + len(FROM_SCRATCH))
     assert len(recipe.seeds) >= 3
+
+
+def test_trainings_on_more_text_alone_have_the_shared_tokenizer_made_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(self: Commands, arguments: list[str]) -> None:
+        ran.append(arguments)
+        if arguments[0] == "tokenize":
+            Study(RECIPE, tmp_path, ()).tokenizer.mkdir(parents=True)
+
+    monkeypatch.setattr(Commands, "run", run)
+    monkeypatch.setattr("benchmarks.real_text.__main__.records_of", lambda study, job: [])
+    assert main(["--dir", str(tmp_path), "--only", "untuned,unique-2"]) == 0
+    untuned, tokenize, *larger = ran[:3]
+    assert [one[0] for one in ran] == ["pretrain", "tokenize", *["pretrain"] * 7]
+    assert untuned[-1].endswith("untuned/seed-1") and tokenize[-1].endswith("run")
+    assert [one[-1].removeprefix(str(tmp_path)) for one in larger] == ["/unique-2/seed-1"]
+    with pytest.raises(SystemExit):
+        main(["--dir", str(tmp_path), "--only", "unique-8"])
 
 
 def _sweep(name: str, *trials: tuple[str, float, str]) -> dict[str, Any]:
