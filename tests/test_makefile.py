@@ -1,9 +1,10 @@
-"""Which Python `make` takes for its environment."""
+"""Which Python `make` takes for its environment, and that `make test` runs all tests."""
 
 import os
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,11 @@ def test_make_takes_a_python_that_is_tested_and_a_newer_one_only_where_there_is_
         check=True,
     )  # fmt: skip
     assert told.stdout.strip() == (str(tmp_path / taken) if taken else "")
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """As one called `dist` or `build` would be by pytest's own settings, without a word."""
+    passed_over = pytestconfig.getini("norecursedirs")
+    tests = {folder.name for folder in (ROOT / "tests").rglob("*") if folder.is_dir() and any(folder.glob("test_*.py"))}
+    assert "dist" in tests
+    assert not [(name, pattern) for name in tests for pattern in passed_over if fnmatch(name, pattern)]
