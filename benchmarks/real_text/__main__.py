@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.common.command import command_line, picked
@@ -20,17 +21,19 @@ from benchmarks.common.documents import renew
 from benchmarks.common.environment import ROOT, environment
 from benchmarks.common.records import read_lines, write_lines
 from benchmarks.real_text.commands import Commands, OutOfTime
-from benchmarks.real_text.outcome import records_of
+from benchmarks.real_text.outcome import records_of, theta_of
 from benchmarks.real_text.page import blocks, draw, told_elsewhere
 from benchmarks.real_text.rates import measure
 from benchmarks.real_text.study import FROM_SCRATCH, RECIPE, Study, jobs
 from benchmarks.real_text.tuned import settings_record
 from synpro_engine.cli.ending import run_script
 from synpro_engine.config import UserError, hash_json
-from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle import Recipe, load_recipe
 
 Record = Mapping[str, Any]
 PICTURE = "real_text.png"
+_ROUNDING = 1e-4
+"""Nats a token."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _train(study, output, commands, picked(parser, "--only", given.only, names) if given.only else names)
         except OutOfTime:
             print("stopped; the same command goes on from there")
-    records = read_lines(output)
-    tables = blocks(records, load_recipe(str(given.recipe)))
+    records, recipe = read_lines(output), load_recipe(str(given.recipe))
+    _check_theta(records, recipe, output)
+    tables = blocks(records, recipe)
     print("\n\n".join(tables.values()))
     if given.docs:
         renew(given.docs / "real-text.md", tables)
@@ -110,12 +114,36 @@ def _train(study: Study, output: Path, commands: Commands, names: Sequence[str])
     """Do the jobs by these names that have no records yet."""
     recipe = study.recipe()
     for job in [job for job in jobs(recipe) if job.name in names]:
-        done = {(one["arm"], one["seed"]) for one in read_lines(output) if one["bench"] == "real_text"}
+        known = [one for one in read_lines(output) if one["bench"] == "real_text"]
+        done = {(one["arm"], one["seed"]) for one in known}
         if {(job.name, seed) for seed in (recipe.seeds if job.seed is None else (job.seed,))} <= done:
             continue
         for command in study.commands(job):
             commands.run(command)
+            if job.seed is None:
+                _check_theta([*known, {"arm": job.name, "curve": theta_of(study)}], recipe, output)
         _write(output, [one for one in records_of(study, job) if (one["arm"], one["seed"]) not in done])
+
+
+def _check_theta(records: Sequence[Record], recipe: Recipe, output: Path) -> None:
+    """Raise UserError where arms went on from different thetas: that makes a difference, and no interval has it.
+
+    The same steps on another processor lead to the same losses up to rounding, which training does not enlarge to more
+    than `_ROUNDING`.
+    """
+    before = {
+        one["arm"]: [value for point in one["curve"] if point["step"] < recipe.pretrain.max_steps
+                     for value in (point["reference"], point["validation"])]
+        for one in records
+        if one.get("arm") in recipe.arms
+    }  # fmt: skip
+    for arm, losses in before.items():
+        first, expected = next(iter(before.items()))
+        if len(losses) != len(expected) or not np.allclose(losses, expected, rtol=0, atol=_ROUNDING):
+            raise UserError(
+                f"{output}: {arm} goes on from another theta than {first} did; take the arms' records out of it, and"
+                " they are made anew"
+            )
 
 
 def _write(output: Path, records: Sequence[Record]) -> None:

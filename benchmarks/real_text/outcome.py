@@ -36,6 +36,11 @@ def records_of(study: Study, job: Job) -> list[Record]:
     return [_from_scratch(study, job)] if job.seed is not None else _of_arm(study, job.name)
 
 
+def theta_of(study: Study) -> list[dict[str, float]]:
+    """The losses on the way to theta, from which all arms go on."""
+    return _curve(study.run / PRETRAIN)
+
+
 def _from_scratch(study: Study, job: Job) -> Record:
     directory, recipe = study.directory(job), study.recipe(job)
     curve = _curve(directory / PRETRAIN)
@@ -56,7 +61,7 @@ def _of_arm(study: Study, arm: str) -> list[Record]:
     results = read_record(directory / evaluation_of_arm(arm) / EVALUATION, Results)
     texts = _texts(graph, arm, results)
     # Of theta too, for the lowest loss may lie there.
-    theta, found = _curve(directory / PRETRAIN), list[Record]()
+    theta, found = theta_of(study), list[Record]()
     for stage, training in graph.trainings.items():
         if training.arm != arm:
             continue

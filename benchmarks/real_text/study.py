@@ -78,8 +78,11 @@ class Study:
 
     def commands(self, job: Job) -> Iterator[list[str]]:
         """The engine's commands that do a job, or go on with it."""
-        if job.name in SIZES | UNTUNED_SIZES and not self.tokenizer.exists():
-            yield ["tokenize", str(self.recipe_file), *self.tuned, "--dir", str(self.run)]
+        shared = [str(self.recipe_file), *self.tuned, "--dir", str(self.run)]
+        if job.seed is None:
+            yield ["pretrain", *shared]  # theta, which is looked at before an arm goes on from it
+        elif job.name in SIZES | UNTUNED_SIZES and not self.tokenizer.exists():
+            yield ["tokenize", *shared]
         what = ["evaluate", "--only", job.name] if job.seed is None else ["pretrain"]
         verb, *options = what
         yield [verb, str(self.recipe_file), *self.settings(job), *options, "--dir", str(self.directory(job))]

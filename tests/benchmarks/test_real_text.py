@@ -129,7 +129,8 @@ def test_the_committed_page_has_every_block() -> None:
 
 
 def _record(arm: str, seed: int, loss: float, tokens: int = 100) -> dict[str, Any]:
-    curve = [{"step": step, "reference": loss + 2 / step, "validation": loss + 2 / step} for step in (1, 2, 4)]
+    theta, own = {220: 9.0}, {step: loss + 440 / step for step in (440, 660, 880)}
+    curve = [{"step": step, "reference": value, "validation": value} for step, value in (theta | own).items()]
     return {"bench": "real_text", "arm": arm, "seed": seed, "unique_tokens": tokens, "tokens": 1200, "curve": curve,
             "losses": {"validation": loss + 0.5, "passages": 6.0}, "training_seconds": 60.0}  # fmt: skip
 
@@ -197,6 +198,22 @@ def test_records_of_another_recipe_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="its records are of the recipe `real-text-tiny`"):
             main(where)
     assert main(["--recipe", str(TINY), "--from", str(records)]) == 0
+
+
+def test_arms_that_went_on_from_different_thetas_are_refused(tmp_path: Path) -> None:
+    records, told = tmp_path / "records.jsonl", {"bench": "real_text_settings", "settings": [], "source": "here"}
+    one, other, alone = _record("repetition", 1, 4.0), _record("placebo", 1, 4.0), _record("untuned", 1, 4.0)
+    for arm in (other, alone):
+        arm["curve"][0]["validation"] += 2e-4
+    one["curve"][0]["reference"] += 1e-6  # rounding
+    settings = told | {"recipe": _identity(RECIPE, told)}
+    for arms in ([one, alone, _record("tuned", 1, 4.0)], [one, alone, other]):
+        records.write_text("".join(json_text(line) + "\n" for line in (settings, *arms)))
+        if other in arms:
+            with pytest.raises(UserError, match="placebo goes on from another theta than repetition did"):
+                main(["--from", str(records)])
+        else:
+            assert main(["--from", str(records)]) == 0
 
 
 @pytest.mark.slow
