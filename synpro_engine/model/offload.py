@@ -90,10 +90,11 @@ class Offload:
     def _pack(self, weights: set[int], tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
-        if not self._within or self._lot is None or size < _LEAST_BYTES or tensor.device != self._device:
-            return tensor
-        if place in weights or place in self._stays or (self._inputs_alone and place != self._given):
-            return tensor
+        elsewhere = not self._within or self._lot is None or size < _LEAST_BYTES or tensor.device != self._device
+        if elsewhere or place in weights or place in self._stays or (self._inputs_alone and place != self._given):
+            # Without its place in the graph, which autograd gives it again: an operation's own output would else hold
+            # that operation, which holds it, and a pass that is never gone backward would stay for ever.
+            return tensor if tensor.is_leaf else tensor.detach()
         kept, new = self._lot.keep(tensor)
         self.moved += size * new
         if self._inputs_alone:  # the one that there is; what comes behind the block is not its own

@@ -194,6 +194,34 @@ def sent_for(layers: int) -> tuple[int, int]:
         return at_first[0], left
 
 
+def left_of_passes() -> list[int]:
+    """By what is made again: host copies that passes without backward leave, where nothing looks for circles."""
+    found, out = list[int](), offload._Bus.out
+    with launched(ParallelConfig()) as topology:
+        for recompute in ("none", "mlp", "full"):
+            [chunk] = build_model(shape(), topology, recompute=recompute, offload_layers=3).chunks
+            hosts = list[StorageWeakRef]()
+
+            def watched(self: Any, here: torch.Tensor, hosts: list[StorageWeakRef] = hosts) -> torch.Tensor:
+                host = out(self, here)
+                hosts.append(StorageWeakRef(host.untyped_storage()))
+                return host
+
+            gc.disable()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(offload._Bus, "out", watched)
+                for _ in range(2):
+                    run_chunk(chunk, torch.randint(1, 64, (4, 16)))
+            assert hosts
+            found.append(sum(not one.expired() for one in hosts))
+    return found
+
+
+def test_a_pass_that_is_never_gone_backward_leaves_nothing_on_the_host() -> None:
+    """As an operation outside the blocks that keeps its own output would, with all of the graph before it."""
+    assert run_ranks(left_of_passes, 1) == [[0, 0, 0]]
+
+
 def both_ends() -> list[tuple[int, int]]:
     return [sent_for(2), sent_for(4)]
 
