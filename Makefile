@@ -116,7 +116,7 @@ setup-second: $(PY)
 define tests_in
 	echo "==> pytest in $(1): $$($(1)/bin/python -c 'import platform, torch; from importlib.metadata import version as v; \
 		print("Python", platform.python_version(), "torch", torch.__version__, "megatron-core", v("megatron-core"))')"
-	OMP_NUM_THREADS=1 SYNPRO_OTHER_PYTHON=$(CURDIR)/$(PY) $(1)/bin/python -m pytest -m $(QUICK) $(2) \
+	OMP_NUM_THREADS=1 SYNPRO_OTHER_PYTHON=$(wildcard $(CURDIR)/$(PY)) $(1)/bin/python -m pytest -m $(QUICK) $(2) \
 		-n $(PYTEST_WORKERS) --dist worksteal --durations=10
 endef
 

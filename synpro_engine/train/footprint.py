@@ -17,6 +17,7 @@ class Footprint:
     """Bytes of one model in `dtype`, on the fullest rank of `layout`.
 
     Counted is what grows with the model: not the device's own context, nor what an allocator keeps of what was freed.
+    Activations are those that the fused operations keep (Triton's, csrc's); plain PyTorch in their place keeps more.
     """
 
     model: ModelConfig

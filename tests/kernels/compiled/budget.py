@@ -13,6 +13,11 @@ def registers(budget: int) -> int:
     return budget if triton.__version__.startswith("3.6.") else ALL
 
 
+def stack_bytes() -> int:
+    """Nothing under Triton 3.6; others put an address or two away where a thread has all of its registers."""
+    return 0 if triton.__version__.startswith("3.6.") else 16
+
+
 def shared_bytes(capability: int) -> int:
     """What a block may have; of sm_80 what the families have that are given its tiles (sm_86, sm_89 and sm_120)."""
     families = (80, 86, 89, 120) if capability == 80 else (capability,)
