@@ -12,6 +12,7 @@ precisions are not compared by time alone.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import _muon as torch_muon
 
 import synpro_engine  # noqa: F401 - first: it prepares Megatron's import
 from benchmarks.common.against import Earlier, is_commit, told, with_commit
@@ -44,6 +44,8 @@ from synpro_engine.train.optimizer import gather_gradients, set_hyperparameters,
 from synpro_kernels import orthogonalize
 from synpro_kernels.testing import using
 
+# torch's own Muon, which torch has from 2.9 on.
+torch_muon = importlib.import_module("torch.optim._muon") if importlib.util.find_spec("torch.optim._muon") else None
 BENCH = "optimizer_step"
 _TORCH_MUON = "torch.optim.Muon and AdamW"
 # Of an entry. AdamW: decay 1, first moment 3, second 4, denominator 3, step 3; it reads weight, gradient, two moments
@@ -185,7 +187,7 @@ def updates(recipe: Recipe, topology: Topology, dtype: torch.dtype) -> dict[str,
             buffer.grad_data.normal_()
         steps[f"engine, {name}"] = partial(_engine_step, engine)
     shapes = canonical_shapes(recipe.model)
-    for name in ("torch.optim.AdamW", _TORCH_MUON):
+    for name in ("torch.optim.AdamW", *([_TORCH_MUON] if torch_muon else [])):
         parameters = {key: _with_gradient(shape, topology.device) for key, shape in shapes.items()}
         of_muon = matrices_of(recipe) if name == _TORCH_MUON else {}
         rest = [p for key, p in parameters.items() if key not in of_muon]
@@ -219,10 +221,7 @@ def _torch_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Sequenc
 def iterations(stack: str, topology: Topology, dtype: torch.dtype) -> dict[str, Step]:
     """Five quintic iterations on one stack of matrices, in halves where the model is."""
     matrices = torch.randn(*map(int, stack.split("x")), device=topology.device).to(dtype)
-    abc = torch_muon.DEFAULT_A, torch_muon.DEFAULT_B, torch_muon.DEFAULT_C
-
-    def by_torch(turn: int) -> list[Tensor]:
-        return [torch_muon._zeropower_via_newtonschulz(matrix, abc, 5, 1e-7) for matrix in matrices]
+    abc = 3.4445, -4.7750, 2.0315  # torch's, and everybody's
 
     def plain(turn: int) -> Tensor:
         x = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
@@ -236,13 +235,16 @@ def iterations(stack: str, topology: Topology, dtype: torch.dtype) -> dict[str, 
         with using("torch"):
             return orthogonalize(matrices)
 
-    return {
+    steps: dict[str, Step] = {
         "orthogonalize": lambda turn: orthogonalize(matrices),
         "orthogonalize, bf16": lambda turn: orthogonalize(matrices, dtype=torch.bfloat16),
         "orthogonalize, PyTorch": by_pytorch,
         "whole products, batched": plain,
-        "torch's, one by one (bf16)": by_torch,
     }
+    if torch_muon:
+        one = partial(torch_muon._zeropower_via_newtonschulz, ns_coefficients=abc, ns_steps=5, eps=1e-7)
+        steps["torch's, one by one (bf16)"] = lambda turn: [one(matrix) for matrix in matrices]
+    return steps
 
 
 def measured(steps: Mapping[str, Step], topology: Topology, rounds: int) -> dict[str, dict[str, float]]:

@@ -75,14 +75,16 @@ def _optimizer(records: Sequence[Record]) -> Iterator[Line]:
     for record in records:
         update = {name: timing["median"] for name, timing in record["timings"]["update"].items()}
         for ours, other in OPTIMIZERS.items():
-            named = f"{ours.removeprefix('engine, ')}, an update of {record['model']}"
-            yield named, other, update[other] / update[ours], f"{1e3 * update[ours]:.1f} ms"
+            if other in update:
+                named = f"{ours.removeprefix('engine, ')}, an update of {record['model']}"
+                yield named, other, update[other] / update[ours], f"{1e3 * update[ours]:.1f} ms"
 
 
 def absent(of_parts: Mapping[str, Sequence[Record]]) -> str:
     """One line of the rivals that have no figure, and why; nothing where each has one."""
     whys: dict[str, dict[str, None]] = {}
-    for name, why in (*_no_op(of_parts.get("kernels", ())), *_no_steps(of_parts.get("pretrain", ()))):
+    missing = *_no_op(of_parts.get("kernels", ())), *_no_steps(of_parts.get("pretrain", ()))
+    for name, why in (*missing, *_no_optimizer(of_parts.get("optimizer_step", ()))):
         whys.setdefault(name, {})[why] = None
     told = (f"{name} ({'; '.join(of)})" for name, of in whys.items())
     return f"Without a figure: {', '.join(told)}." if whys else ""
@@ -93,6 +95,13 @@ def _no_op(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
         for name, rival in record.get("rivals", {}).items():
             if rival["ratio"] is None:
                 yield name, f"{record['op']}: {rival['why']}"
+
+
+def _no_optimizer(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    for record in records:
+        for name in OPTIMIZERS.values():
+            if name not in record["timings"]["update"]:
+                yield name, "this torch has none"
 
 
 def _no_steps(records: Sequence[Record]) -> Iterator[tuple[str, str]]:

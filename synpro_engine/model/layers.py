@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from synpro_engine.model.context import ContextShare
@@ -231,7 +232,14 @@ def _kernels_take_groups(q: Tensor, mask: Tensor | None) -> bool:
     # On a GPU that is FlashAttention's alone, which has no fp32 and no mask but the causal ones. The other one with
     # masks wants as many key heads, and copies of keys are small beside [b, np, q, k] scores.
     causal = mask is None or isinstance(mask, CausalBias)
-    return not q.is_cuda or (causal and q.dtype != torch.float32)
+    return causal and q.dtype != torch.float32 if q.is_cuda else _cpu_kernel_takes_groups()
+
+
+@functools.cache
+def _cpu_kernel_takes_groups() -> bool:
+    """Whether this torch's does; that of 2.6 does not."""
+    q, k = torch.empty(1, 2, 2, 8), torch.empty(1, 1, 2, 8)
+    return torch._fused_sdp_choice(q, k, k, is_causal=True, enable_gqa=True) != SDPBackend.MATH.value
 
 
 def _seen_from_the_end(q: Tensor, keys: int) -> Tensor:

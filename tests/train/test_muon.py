@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import _muon as torch_muon
 
+from benchmarks.optimizer_step import torch_muon
 from synpro_engine.config import UserError
 from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
@@ -30,6 +30,7 @@ from synpro_engine.train.optimizer import is_of_muon
 from synpro_engine.train.owned import check_owned_once
 from synpro_kernels import orthogonalize_definition
 
+beside_torch_s = pytest.mark.skipif(torch_muon is None, reason="this torch has no Muon")
 MUON = OptimizerConfig(name="muon", lr=1e-2, clip=0.0, muon=MuonConfig(lr=0.02))
 TORCH_SCALE = {"spectral": "original", "adamw_rms": "match_rms_adamw"}
 
@@ -72,6 +73,7 @@ def beside_torch(model: Model, config: OptimizerConfig, steps: int) -> tuple[dic
     return taken_apart(model, Tensor.detach), {name: matrix.detach() for name, matrix in theirs.items()}
 
 
+@beside_torch_s
 @pytest.mark.parametrize("scale", ["spectral", "adamw_rms"])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_it_steps_as_torch_s_muon_does_on_the_same_gradients(
@@ -88,6 +90,7 @@ def test_it_steps_as_torch_s_muon_does_on_the_same_gradients(
         assert (ours[name] - matrix).norm() <= 1e-5 * matrix.norm(), name
 
 
+@beside_torch_s
 def test_in_bf16_it_goes_where_torch_s_muon_goes(topology: Topology, shape: ModelConfig) -> None:
     model = build_model(shape, topology, dtype=torch.bfloat16)
     before = taken_apart(model, Tensor.detach)
@@ -98,6 +101,7 @@ def test_in_bf16_it_goes_where_torch_s_muon_goes(topology: Topology, shape: Mode
         assert torch.cosine_similarity(moved.flatten(), expected.flatten(), 0) > 0.995, name
 
 
+@beside_torch_s
 def test_products_of_halves_round_no_more_than_torch_s_muon_does(topology: Topology, shape: ModelConfig) -> None:
     """On fp32 weights: both iterate in bf16, and are held to the iteration in fp64."""
     model = build_model(shape, topology)
