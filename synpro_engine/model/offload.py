@@ -90,8 +90,9 @@ class Offload:
     def _pack(self, weights: set[int], tensor: Tensor) -> Any:
         storage = tensor.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
-        elsewhere = not self._within or self._lot is None or size < _LEAST_BYTES or tensor.device != self._device
-        if elsewhere or place in weights or place in self._stays or (self._inputs_alone and place != self._given):
+        stays = place in weights or place in self._stays or (self._inputs_alone and place != self._given)
+        elsewhere = not self._within or size < _LEAST_BYTES or tensor.device != self._device
+        if self._lot is None or elsewhere or stays:
             # Without its place in the graph, which autograd gives it again: an operation's own output would else hold
             # that operation, which holds it, and a pass that is never gone backward would stay for ever.
             return tensor if tensor.is_leaf else tensor.detach()
