@@ -278,9 +278,9 @@ def near(key: str) -> float:
     """How far a tensor of a checkpoint may be from one process's, relative to its norm."""
     if key.startswith(("optimizer.ema", "optimizer.average")):
         return 1e-6
-    if key.startswith("optimizer.exp_avg_sq"):
-        return 4e-5  # a square is twice as far off as its gradient
-    return 2e-5 if key.startswith("optimizer.exp_avg") else 1e-5  # a norm's is a sum of terms that cancel
+    moment = key.startswith("optimizer.exp_avg")
+    square = 2 if key.startswith("optimizer.exp_avg_sq") else 1  # twice as far off as its gradient
+    return square * (2e-5 if moment and "norm" in key else 1e-5)  # a norm's gradient is a sum of terms that cancel
 
 
 def train_loss(engine: Engine) -> float:
