@@ -42,6 +42,7 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.optimizer import gather_gradients, set_hyperparameters, update
 from synpro_kernels import orthogonalize
+from synpro_kernels.ops.newton_schulz import QUINTIC
 from synpro_kernels.testing import using
 
 # torch's own Muon, which torch has from 2.9 on.
@@ -221,7 +222,7 @@ def _torch_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Sequenc
 def iterations(stack: str, topology: Topology, dtype: torch.dtype) -> dict[str, Step]:
     """Five quintic iterations on one stack of matrices, in halves where the model is."""
     matrices = torch.randn(*map(int, stack.split("x")), device=topology.device).to(dtype)
-    abc = 3.4445, -4.7750, 2.0315  # torch's, and everybody's
+    [abc] = QUINTIC
 
     def plain(turn: int) -> Tensor:
         x = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT

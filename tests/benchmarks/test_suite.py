@@ -109,3 +109,12 @@ def test_the_readme_shows_the_records_that_are_committed(tmp_path: Path) -> None
     copy.write_text((ROOT / "README.md").read_text())
     assert suite.main(["--from", str(ROOT / named), "--readme", str(copy)]) == 0
     assert copy.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_an_update_that_this_torch_has_no_rival_for_has_no_ratio_and_is_named() -> None:
+    update = {name: {"median": of} for name, of in _UPDATES if "torch.optim.Muon" not in name}
+    records = [{"bench": "optimizer_step", "model": "m", "timings": {"update": update}}]
+    assert [beside for _, beside, *_ in suite._optimizer(records)] == ["torch.optim.AdamW"]
+    assert suite.absent({"optimizer_step": records}) == (
+        "Without a figure: torch.optim.Muon and AdamW (this torch has none)."
+    )
