@@ -4,9 +4,10 @@ The interpreter holds bf16 as uint16 and then computes with the bit patterns: do
 silently wrong, and casts truncate. `install()` puts a builder in place that decodes to fp32 before every operation and
 rounds to nearest even after it.
 
-Right with it, for bf16: tl.dot (fp32 accumulation), + - * /, comparisons, tl.where, tl.maximum and tl.minimum (they
-skip NaN in every dtype, as the hardware does), tl.fma, tl.clamp, tl.full, casts from and to floats and integers (NaN
-stays NaN), tl.max, tl.min, tl.argmax, tl.cumsum, tl.reduce with one's own function, TensorDescriptor loads and stores.
+Right with it, for bf16: tl.dot (fp32 accumulation), + - * /, comparisons, tl.where, tl.maximum, tl.minimum and
+tl.clamp (they skip NaN in every dtype, as the hardware does), tl.fma, tl.full, casts from and to floats and integers
+(NaN stays NaN), tl.max, tl.min, tl.argmax, tl.cumsum, tl.reduce with one's own function, TensorDescriptor loads and
+stores.
 
 Not modelled, or still wrong:
 - tl.sum of bf16 adds in fp32 and rounds once; a GPU rounds after every addition. Write `tl.sum(x.to(tl.float32))`.
@@ -87,6 +88,11 @@ class _Builder(InterpreterBuilder):
 
     def create_minnumf(self, lhs: TensorHandle, rhs: TensorHandle) -> TensorHandle:
         return self.binary_op(lhs, rhs, np.fmin)
+
+    def create_clampf(self, arg: TensorHandle, lo: TensorHandle, hi: TensorHandle, propagate_nans: Any) -> TensorHandle:
+        if propagate_nans != interpreter._ir.PROPAGATE_NAN.NONE:
+            return super().create_clampf(arg, lo, hi, propagate_nans)
+        return self.binary_op(self.binary_op(arg, lo, np.fmax), hi, np.fmin)
 
     def create_dot(self, a: TensorHandle, b: TensorHandle, d: TensorHandle, *precision: Any) -> TensorHandle:
         if not _is_bf16(a):

@@ -98,7 +98,7 @@ def expected_elementwise(a_C: Tensor, b_C: Tensor) -> dict[str, Tensor]:
         "full": constants[0].expand_as(a_C),
         "maximum skips NaN": torch.fmax(a_C, b_C),
         "minimum skips NaN": torch.fmin(a_C, b_C),
-        "clamp": torch.minimum(torch.maximum(a_C, b_C), top_C),
+        "clamp skips NaN": torch.fmin(torch.fmax(a_C, b_C), top_C),
         "fma": (a_C.float() * b_C.float() + a_C.float()).to(BF16),
     }
 
