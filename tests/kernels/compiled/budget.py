@@ -2,7 +2,7 @@
 
 import triton
 
-from synpro_kernels.testing.compile_only import SHARED_LIMIT
+from synpro_kernels.testing.compile_only import SHARED_LIMIT, Resources
 
 ALL = 255
 """What a thread can have at most; beyond it a compiler spills."""
@@ -13,9 +13,10 @@ def registers(budget: int) -> int:
     return budget if triton.__version__.startswith("3.6.") else ALL
 
 
-def stack_bytes() -> int:
-    """Nothing under Triton 3.6; others put an address or two away where a thread has all of its registers."""
-    return 0 if triton.__version__.startswith("3.6.") else 16
+def spills_nothing(found: Resources) -> bool:
+    """Whether all stays in registers; other releases than Triton 3.6 may put a few addresses away."""
+    bound = 0 if triton.__version__.startswith("3.6.") else 32
+    return max(found.stack_bytes, found.spill_loads, found.spill_stores) <= bound
 
 
 def shared_bytes(capability: int) -> int:

@@ -13,7 +13,7 @@ from synpro_kernels.common.launch import Call
 from synpro_kernels.ops.decode_attention.triton_backend import new_call, prompt_call
 from synpro_kernels.ops.decode_attention.triton_heads import heads_call
 from synpro_kernels.testing.compile_only import Compiled, compile_call, compile_for
-from tests.kernels.compiled.budget import registers, shared_bytes
+from tests.kernels.compiled.budget import registers, shared_bytes, spills_nothing
 
 GROUPS, MEMBERS, PROMPT, NEW, PAGE = 32, 8, 1024, 256, 32
 BATCH = GROUPS * MEMBERS
@@ -78,7 +78,7 @@ def compiled(case: str, capability: int) -> Compiled:
 @CASE
 def test_kernels_fit_and_spill_nothing(case: str, capability: int):
     found = compiled(case, capability).resources
-    assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
+    assert spills_nothing(found)
     assert found.shared_bytes <= shared_bytes(capability)
     # 255 are the most that a thread can have; these leave room for two programs of 128 threads on each quarter.
     assert found.registers <= registers(255), found.registers

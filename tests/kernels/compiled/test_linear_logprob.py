@@ -9,7 +9,7 @@ from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
 from synpro_kernels.ops.linear_logprob.tiles import tile_for
 from synpro_kernels.ops.linear_logprob.types import LogitSettings, Shard, Stats
 from synpro_kernels.testing.compile_only import TENSOR_MEMORY_LIMIT, Compiled, compile_call, compile_for
-from tests.kernels.compiled.budget import registers, shared_bytes, stack_bytes
+from tests.kernels.compiled.budget import registers, shared_bytes, spills_nothing
 
 TOKENS, WIDTH, VOCAB, BLOCK = 8192, 4096, 131072, 16384
 MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
@@ -54,7 +54,7 @@ def compiled(call: Call, capability: int) -> Compiled:
 def test_production_kernels_use_the_matrix_units_and_spill_nothing(capability, descriptor, kernel):
     found = compiled(production_call(kernel, capability, descriptor), capability).resources
     assert set(found.matrix_instructions) == {MATRIX_INSTRUCTION[capability]}
-    assert max(found.stack_bytes, found.spill_loads, found.spill_stores) <= stack_bytes()
+    assert spills_nothing(found)
     assert found.registers <= registers(BUDGET[capability, descriptor, kernel])
     assert found.shared_bytes <= shared_bytes(capability)
     assert found.tensor_memory_columns <= TENSOR_MEMORY_LIMIT
@@ -70,7 +70,7 @@ def test_soft_caps_biases_and_odd_widths_spill_nothing_either(capability, width,
         call = production_call(kernel, capability, None, width=width, **changed)
         found = compiled(call, capability).resources
         assert set(found.matrix_instructions) == {MATRIX_INSTRUCTION[capability]}
-        assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
+        assert spills_nothing(found)
         assert found.shared_bytes <= shared_bytes(capability)
 
 
@@ -90,7 +90,7 @@ def test_row_kernels_spill_nothing(capability):
     call = triton_rows.differentiate_call(block, coefficients, column, 0, settings, torch.bfloat16)
     differentiated = compiled(call, capability)
     for found in (merged.resources, differentiated.resources):
-        assert found.stack_bytes == found.spill_loads == 0
+        assert spills_nothing(found)
     assert "LDG.E.128" in differentiated.sass and "STG.E" in differentiated.sass
 
 

@@ -18,7 +18,7 @@ from synpro_kernels.ops.row_ops.triton_backend import (
     rotary_call,
 )
 from synpro_kernels.testing.compile_only import Compiled, compile_call, compile_for
-from tests.kernels.compiled.budget import registers
+from tests.kernels.compiled.budget import registers, spills_nothing
 
 TOKENS = 8192
 
@@ -68,7 +68,7 @@ def compiled(case: str, capability: int) -> Compiled:
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_spill_nothing_and_fit_a_multiprocessor(case: str, capability: int):
     found = compiled(case, capability).resources
-    assert found.stack_bytes == found.spill_loads == found.spill_stores == 0
+    assert spills_nothing(found)
     # Of 65,536 registers; a program has at most 512 threads, and but for the widest at most 128 of them.
     assert found.registers <= registers(128), found.registers
 
