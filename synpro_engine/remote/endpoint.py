@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 
@@ -29,6 +29,8 @@ _LATER = {408, 409, 425, 429}
 _ELSEWHERE = {301, 302, 303, 307, 308}
 DENIED = {401, 403}
 """Codes that say: not without a valid key."""
+_OUTAGES = {*_LATER, *DENIED, 402, 404, 407}
+"""Codes below 500 that say nothing of the question: 402 is an account without credit, 407 a proxy's 401."""
 NO_SUCH_HOST = "no such host"
 """Reason of a fault: the address names a machine that nobody knows."""
 _LONGEST_PAUSE_S = 900.0
@@ -55,7 +57,7 @@ class CallFault(Exception):
         """Whether the very same call would be refused again: the question is at fault, and not the service."""
         # A key or an address that stops working in the middle of a run is an outage: gateways answer so while they
         # restart, and it was checked at the beginning.
-        return self.status is not None and 400 <= self.status < 500 and self.status not in {*_LATER, *DENIED, 404}
+        return self.status is not None and 400 <= self.status < 500 and self.status not in _OUTAGES
 
     @property
     def unreadable(self) -> bool:
@@ -65,8 +67,8 @@ class CallFault(Exception):
     @property
     def may_be_final(self) -> bool:
         """Whether the question may be at fault as well as the service, which fails at it or makes no answer of it."""
-        # 503 says that the service has too much to do, or is not up yet.
-        return self.unreadable or (self.status is not None and self.status >= 500 and self.status != 503)
+        # 503 says that the service has too much to do, or is not up yet. Gateways that do not like a text say 403.
+        return self.unreadable or (self.status is not None and self.status >= 400 and self.status not in {503, *_LATER})
 
 
 class Endpoint:
@@ -79,9 +81,7 @@ class Endpoint:
         if self._secret:
             self._headers["authorization"] = f"Bearer {self._secret}"
         # Retries are `service`'s, which shares them out over all calls; a redirect might carry the key elsewhere.
-        options: dict[str, Any] = {"maxsize": config.concurrency, "retries": False}
-        proxy = _proxy(config.endpoint)
-        self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        self._pool = _pool(config.endpoint, maxsize=config.concurrency, retries=False)
 
     def post(self, path: str, body: bytes, seconds: float) -> dict[str, Any]:
         """The JSON object that answers `body`, which is JSON, within `seconds`; CallFault where there is none."""
@@ -162,10 +162,21 @@ def _secret(config: EndpointConfig, key: str) -> str:
     return value
 
 
-def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for an address (`https_proxy`, `no_proxy`), or None."""
+def _pool(url: str, **options: Any) -> urllib3.PoolManager:
+    """Connections to an address, through the proxy that the environment names for it (`https_proxy`, `no_proxy`)."""
     parts = urlsplit(url)
-    return None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
+    named = None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
+    if not named:
+        return urllib3.PoolManager(**options)
+    try:
+        proxy = urllib3.util.parse_url(named if "://" in named else f"http://{named}")
+        # A pool takes no notice of credentials that stand in the address.
+        credentials = urllib3.util.make_headers(proxy_basic_auth=unquote(proxy.auth)) if proxy.auth else None
+        return urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=credentials, **options)
+    except (urllib3.exceptions.ProxySchemeUnknown, urllib3.exceptions.LocationParseError):
+        # It is not shown, for it may hold a password.
+        told = "names no proxy of http:// or https://; others, such as socks, are not supported"
+        raise UserError(f"the environment variable {parts.scheme}_proxy {told}") from None
 
 
 def _read(response: urllib3.BaseHTTPResponse, end: float, seconds: float) -> bytes:

@@ -13,7 +13,7 @@ from tests.reward.judges.server import Server, serving
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(patience, "_FIRST_S", 0.01)
     monkeypatch.setattr(service_module, "_LOOK_S", 0.02)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with serving() as running:
         yield running

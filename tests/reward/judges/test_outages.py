@@ -95,7 +95,7 @@ def test_one_missing_answer_is_told_and_spoils_no_other(server: Any, capfd: pyte
     assert math.isnan(by_source[0]) and by_source[1] == 0.0
 
 
-@pytest.mark.parametrize("name", ["500", "502 of a gateway", *GARBAGE])
+@pytest.mark.parametrize("name", ["500", "502 of a gateway", "403 of a filter", *GARBAGE])
 def test_a_question_that_a_sound_server_always_fails_at_is_missing_and_holds_up_no_step(
     server: Any, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +162,15 @@ def test_a_service_that_is_down_is_left_alone(server: Any, monkeypatch: pytest.M
     )
 
 
-@pytest.mark.parametrize(("name", "reason"), [("500", "HTTP 500"), ("no JSON", "its answer is no JSON")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("500", "HTTP 500"),
+        ("no JSON", "its answer is no JSON"),
+        ("no credit", "HTTP 402: Insufficient Balance"),
+        ("no proxy", "HTTP 407"),
+    ],
+)
 def test_waiting_goes_on_until_the_endpoint_is_back_and_says_so(
     server: Any, name: str, reason: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,7 +178,9 @@ def test_waiting_goes_on_until_the_endpoint_is_back_and_says_so(
     threading.Timer(1.0, lambda: setattr(server, "answer", lambda handler, body: handler.write("4"))).start()
     asking = client(server.judge(outage="wait", tries=1, unreadable_tries=1, deadline_s=0.1), tell_every_s=0.3)
     assert asking.values(texts("A text.", "Another.")) == [4.0, 4.0]
-    assert asking.service.counts["missing"] == 0 < asking.service.counts["faults" if name == "500" else "unreadable"]
+    assert (
+        asking.service.counts["missing"] == 0 < asking.service.counts["unreadable" if name == "no JSON" else "faults"]
+    )
     told = [line for line in capfd.readouterr().err.splitlines() if "`reward.judges.quality.endpoint`" in line]
     assert 1 <= len(told) <= 8 and reason in told[0] and "waiting" in told[0]
 
@@ -181,6 +191,29 @@ def test_a_wish_to_stop_ends_waiting_but_no_step_that_goes_well(server: Any) -> 
     server.answer = FAULTS["500"]
     with pytest.raises(Stopped, match=r"`reward.judges.quality.endpoint`: http://127.0.0.1:\d+/v1 did not answer"):
         asking.values(texts("Another."))
+
+
+@pytest.mark.parametrize("form", ["http://{}", "{}", "http://me:a%40b@{}"])
+def test_a_proxy_is_asked_with_its_own_credentials_alone(
+    server: Any, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server stands in for the proxy: the name of the judge's host is known to nobody else.
+    monkeypatch.setenv("http_proxy", form.format(f"127.0.0.1:{server.server_address[1]}"))
+    asking = client(server.judge(endpoint="http://judges.invalid/v1"))
+    assert asking.values(texts("A text.")) == [4.0]
+    path, _, headers, _ = server.calls[0]
+    assert path.startswith("http://judges.invalid/v1/")
+    assert headers.get("proxy-authorization") == ("Basic bWU6YUBi" if "me:" in form else None)  # me:a@b
+
+
+@pytest.mark.parametrize("proxy", ["socks5h://me:secret@127.0.0.1:1", "http://me:secret@[127.0.0.1"])
+def test_a_proxy_that_is_none_of_http_is_told_without_its_password(
+    server: Any, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(UserError, match="the environment variable http_proxy") as caught:
+        client(server.judge(endpoint="http://judges.invalid/v1"))
+    assert "secret" not in str(caught.value)
 
 
 def test_a_key_that_is_not_there_is_named(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
