@@ -23,8 +23,8 @@ DtypeName = Literal["auto", "float32", "bfloat16"]
 # Dense bf16 peak of one device in FLOP/s, from the vendors' data sheets (without sparsity).
 # The first name that is a part of the device's counts.
 _PEAK_BF16 = {
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12,
-    "GH200": 989e12, "L40S": 362e12,
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H200 NVL": 835e12, "H200": 989e12, "H100": 989e12, "A100": 312e12,
+    "GB200": 2500e12, "B200": 2250e12, "L40S": 362e12,
 }  # fmt: skip
 
 
@@ -212,8 +212,9 @@ def peak_flops() -> float | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    # By part of the name, as vendors add memory and form to it; a GH200 holds the die of the
-    # H200, so the order is of no matter.
+    if " MIG " in name:  # a slice, of which the name says the memory and not the multiprocessors
+        return None
+    # By part of the name, as vendors add memory and form to it; a GH200 holds the die of the H200.
     return next((peak for key, peak in _PEAK_BF16.items() if key in name), None)
 
 

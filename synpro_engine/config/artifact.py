@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,12 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new one, never a part."""
+def atomic_write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text file, given whole or in pieces, so that a reader sees the old or the new one, never a part."""
     # In the same directory, for a rename is atomic within one file system only.
     aside = path.with_name(path.name + PARTIAL)
     with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.writelines((text,) if isinstance(text, str) else text)
         file.flush()
         # Before the rename: a file system may otherwise put the new name on the disk first, and the content never.
         os.fsync(file.fileno())

@@ -42,6 +42,8 @@ class HangWatch:
         """limit_s: the longest that a part may take; or ten times the longest one so far, where that is longer."""
         self.directory: Path | None = None
         """Where stacks are written, a file a rank."""
+        self.stepped = False
+        """Whether this process has made a step. What comes before compiles and connects, and is held to no limit."""
         self._limit_s, self._longest_s = limit_s, 0.0
         self._part, self._parts, self._since = "", 0, math.inf
         self._main = threading.main_thread().ident or 0
@@ -65,8 +67,8 @@ class HangWatch:
 
     @property
     def hangs(self) -> bool:
-        """Whether the part in hand takes too long. The first ones of a process are not held to anything."""
-        limit = max(self._limit_s, _TIMES_LONGEST * self._longest_s) if self._parts > 2 else math.inf
+        """Whether the part in hand takes too long."""
+        limit = max(self._limit_s, _TIMES_LONGEST * self._longest_s) if self.stepped else math.inf
         return time.monotonic() - self._since > limit
 
     @property

@@ -27,7 +27,8 @@ class StopWish:
         self.signal: str | None = None
         self.void = False
         """Set when the job ends otherwise: its launcher then sends signals to every rank."""
-        self._tell, self._since, self._breaking, self._next = tell, 0.0, False, ""
+        self._tell, self._breaking, self._next = tell, False, ""
+        self._interrupted: float | None = None
         self._before: dict[int, object] = {}
 
     def listen(self) -> None:
@@ -46,12 +47,14 @@ class StopWish:
         # hide the cause behind a "stopped".
         if self.void:
             return
-        now = time.monotonic()
+        now, first = time.monotonic(), self._interrupted
+        if number == signal.SIGINT and first is None:
+            self._interrupted = now
         if self.signal is None:
             self.wish(signal.Signals(number).name)
-            self._since = now
         # The second Ctrl-C is no wish: the default handler ends the process, with what the last checkpoint holds.
-        elif number == signal.SIGINT and now - self._since > _ECHO_S:
+        # Second of this process: where it waits in a collective, another rank's wish is known before its own is heard.
+        elif number == signal.SIGINT and first is not None and now - first > _ECHO_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if self._breaking:

@@ -33,9 +33,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A last line without its newline is what a killed run leaves, and is dropped; any other damage is a UserError that
     names the line.
     """
-    if not path.exists():
-        return []
-    records = []
+    return [record for _, record in _lines(path)] if path.exists() else []
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each complete record as it is written, with its newline, and as it is read."""
     for line in whole_lines(path):
         try:
             record = json.loads(line.text)
@@ -43,8 +45,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{line.where}: not a JSON record") from None
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise UserError(f"{line.where}: a metrics record needs an integer `step`")
-        records.append(record)
-    return records
+        yield line.text.decode() + "\n", record
+
+
+def _up_to(path: Path, step: int, beyond: set[tuple[str, int]]) -> Iterator[str]:
+    """The lines of steps up to this one; kinds and steps of the others are added to `beyond`."""
+    for text, record in _lines(path):
+        if record["step"] <= step:
+            yield text
+        elif "kind" in record:
+            beyond.add((record["kind"], record["step"]))
 
 
 class MetricsLog:
@@ -68,14 +78,12 @@ class MetricsLog:
         if directory is None:
             return
         directory.mkdir(parents=True, exist_ok=True)
-        path, written = directory / METRICS, list[dict[str, Any]]()
+        path, made_again = directory / METRICS, set[tuple[str, int]]()
         self._path = path
         if path.exists():
-            # Steps behind the checkpoint were made and recorded before a kill, and are made again now.
-            written = read_metrics(path)
-            records = [] if resume_step is None else [r for r in written if r["step"] <= resume_step]
-            # Rewritten whole, not truncated: a kill in between must leave either the old record or the new one.
-            atomic_write_text(path, "".join(json_text(record) + "\n" for record in records))
+            # Steps behind the checkpoint were made and recorded before a kill, and are made again now. Rewritten whole,
+            # not truncated: a kill in between must leave either the old record or the new one.
+            atomic_write_text(path, () if resume_step is None else _up_to(path, resume_step, made_again))
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             # Only where it is written: the import takes long, and no other rank has a use for it.
@@ -87,9 +95,7 @@ class MetricsLog:
             )
 
         if tracked is not None and tracked.by:
-            resumed = resume_step is not None
-            seen = {(r["kind"], r["step"]) for r in written if resumed and r["step"] > resume_step and "kind" in r}
-            self._trackers = Trackers(tracked, directory, resumed=resumed, seen=seen)
+            self._trackers = Trackers(tracked, directory, resumed=resume_step is not None, seen=made_again)
 
     def write(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
         """Record `values`; numbers that are not finite become null (JSON has no NaN)."""

@@ -203,6 +203,7 @@ class PretrainRun:
                 result, labels = self._train(number, accept)
         finally:  # a sweep goes on behind a trial that failed
             self.hang.rest()
+        self.hang.stepped = True
         # Masked labels included: the budget and the comparison of arms count what the model reads.
         tokens = self.loader.global_batch * self.loader.seq_len
         self.state.tokens += tokens

@@ -34,7 +34,7 @@ _PACKAGES: dict[TrackerName, str] = {"wandb": "wandb", "mlflow": "mlflow-skinny"
 _END_S, _STOP_S = 60.0, 5.0
 """Seconds that trackers have for what they have not sent yet: at the end, and where the job was asked to stop."""
 _LOGIN_S = 5
-_ROWS, _ORDER = 16, ("in_run", "train", "ranks", "layers", "skipped", "spike", "eval", "plateau")
+_ROWS, _ORDER = 16, ("in_run", "train", "ranks", "layers", "skipped", "spike", "eval", "plateau", "tasks")
 _MOST_PARAMS, _PARAM_CHARACTERS = 100, 500  # what MLflow takes at once, and of one
 
 

@@ -95,7 +95,7 @@ def pretrain(
                 # Before a checkpoint of the same step, which then holds what the detector has seen.
                 if run.to_evaluate:
                     run.evaluations.measure(run.state, judge=True)
-                if run.due(config.tasks_every):
+                if run.due(config.tasks_every) and not run.finished:  # then in `end`, behind its evaluation
                     run.evaluations.ask(run.state)
                 run.save_if_due(last=result.stop)
             # Every rank has the same answer from the step itself. A run at its end saves in `end`, with its evaluation.

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,35 @@ def test_a_signal_to_one_rank_reaches_all(tmp_path: Path, work: bool) -> None:
         found = ends(processes, log, timeout_s=60)
     assert [end.code for end in found] == [75, 75]
     assert all("stopped: " in end.stderr and "SIGUSR1" in end.stderr for end in found)
+
+
+def _waits_for_rank_0(tmp_path: str) -> None:
+    with launched(ParallelConfig()) as topology:
+        (Path(tmp_path) / f"ready-{topology.rank}").write_text(str(os.getpid()))
+        if topology.rank == 0:  # in Python, where a signal is heard at once
+            end = time.monotonic() + 4.0
+            while time.monotonic() < end:
+                time.sleep(0.01)
+        barrier(topology)
+        raise Stopped(f"by {topology.watch.wish.signal}")
+
+
+def test_the_first_interrupt_is_a_wish_on_ranks_too_that_hear_it_late_in_a_collective(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with programs(_waits_for_rank_0, 2, log, tmp_path=str(tmp_path)) as processes:
+        while not all((tmp_path / f"ready-{rank}").exists() for rank in range(2)):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        for process in processes:
+            os.kill(process.pid, signal.SIGINT)
+        found = ends(processes, log, timeout_s=60)
+    assert [end.code for end in found] == [75, 75], found
+
+
+def test_the_second_interrupt_ends_a_process_and_one_behind_another_ranks_wish_is_the_first() -> None:
+    code = "import os, signal, time; from synpro_engine.dist.signals import StopWish; wish = StopWish(tell=False);"
+    code += (
+        "wish.listen(); wish.wish('SIGTERM'); press = lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(1.2));"
+    )
+    assert subprocess.run([sys.executable, "-c", code + "press()"]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code + "press(); press()"]).returncode == -signal.SIGINT

@@ -6,6 +6,7 @@ import pytest
 from synpro_engine.config import UserError
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.metrics import METRICS, MetricsLog, Throughput, flops_per_token, read_metrics
+from synpro_kernels.testing import peak_growth
 
 
 def write(directory, steps, **settings):
@@ -23,6 +24,15 @@ def test_a_resumed_run_doubles_and_loses_no_step(tmp_path):
     write(tmp_path, range(1, 8))
     write(tmp_path, range(5, 10), resume_step=4)
     assert steps_of(tmp_path) == list(range(1, 10))
+
+
+def test_a_record_that_goes_on_is_written_again_as_it_was_and_never_held_whole(tmp_path):
+    path, line = tmp_path / METRICS, '{"kind": "train", "step": %d, "loss": 1.50, "note": "' + "é" * 300 + '"}\n'
+    path.write_text("".join(line % step for step in range(20_000)))
+    before = path.read_bytes()
+    grown = peak_growth(lambda: write(tmp_path, [], resume_step=19_998), "cpu")
+    assert path.read_bytes() == before[: before.rindex(b"{")]  # as it was written, to the letter
+    assert grown is None or grown < len(before) / 4
 
 
 def test_a_new_run_begins_a_new_record(tmp_path):
