@@ -158,25 +158,30 @@ def _kind_of(path: Path) -> str | None:
 
 
 def _move_aside(path: Path) -> Path:
-    """Take a directory (if there is one) from its name in one step; what an earlier removal left is deleted."""
+    """Take a directory or a link, if there is one, from its name in one step; what an earlier one left is deleted."""
     aside = path.with_name(path.name + REMOVING)
-    if aside.exists():
-        shutil.rmtree(aside)
-    if path.exists():
+    _delete(aside)
+    if os.path.lexists(path):
         path.rename(aside)
         fsync_path(path.parent)
     return aside
 
 
+def _delete(path: Path) -> None:
+    """Delete a directory, or a link to one, which stays; nothing there is no error."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
 def remove_directory(path: Path) -> None:
-    """Delete a directory so that a kill on the way never leaves a part of it under its name.
+    """Delete a directory, or a link to one, so that a kill on the way never leaves a part of it under its name.
 
     It is first renamed to `<name>.removing`; one that is left of an earlier, interrupted removal is deleted too.
     Nothing there is no error.
     """
-    aside = _move_aside(path)
-    if aside.exists():
-        shutil.rmtree(aside)
+    _delete(_move_aside(path))
 
 
 def publish(partial: Path, path: Path) -> None:
@@ -194,8 +199,7 @@ def publish(partial: Path, path: Path) -> None:
     aside = _move_aside(path)
     partial.rename(path)
     fsync_path(path.parent)
-    if aside.exists():
-        shutil.rmtree(aside)
+    _delete(aside)
 
 
 @contextlib.contextmanager

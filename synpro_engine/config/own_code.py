@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from synpro_engine.config.addresses import is_address, spelled
-from synpro_engine.config.errors import UserError, nearest
+from synpro_engine.config.errors import Stopped, UserError, nearest
 
 _REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][A-Za-z0-9_]{0,60})", re.DOTALL)
 _Result = TypeVar("_Result")
@@ -77,13 +77,15 @@ def load_own(own: Own, key: str, kind: type | Callable[[Any], bool], what: str) 
 
 
 def calling(own: Own, key: str, work: Callable[[], _Result], seconds: float | None = None) -> _Result:
-    """Run the user's code; whatever it raises is a UserError that names key, file and line.
+    """Run the user's code; whatever it raises is a UserError that names key, file and line, but for a wish to stop.
 
     seconds: so is what takes longer, in the main thread, where alone Python can be interrupted; None has no limit.
     """
     try:
         with _within(seconds):
             return work()
+    except Stopped:  # raised into it by a signal, and no fault of it
+        raise
     except (Exception, SystemExit, _TooSlow) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(own.file)]

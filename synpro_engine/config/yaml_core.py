@@ -70,6 +70,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
+        self._flat: set[int] = set()  # mappings by their ids, which are theirs as long as the document is
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # PyYAML composes by recursion, and would end in Python's own limit with a traceback.
@@ -82,6 +83,10 @@ class _Loader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """`<<` brings in the keys of another mapping; before that, the mapping's own keys must differ."""
+        # In place: what is merged again holds keys that were brought in beside its own, of which the last counts.
+        if id(node) in self._flat:
+            return
+        self._flat.add(id(node))
         # PyYAML lets the last of two equal keys win in silence, and a recipe would run with a
         # setting that its reader overlooks.
         lines: dict[str, int] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synpro_engine.config import UserError, read_manifest
+from synpro_engine.config import UserError, json_text, read_manifest
 from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.config.own_code import own_reference
 from synpro_engine.cycle.arm_files import judge_files, learnt_from
@@ -27,6 +27,8 @@ from synpro_engine.cycle.run_layout import (
 
 Contents = dict[str, dict[str, str]]
 """By stage: digests by key."""
+_Recorded = dict[tuple[str, str], str]
+"""By key and the place that it names: digests."""
 _OUTSIDE: dict[str, tuple[str, ...]] = {
     TOKENIZE: ("corpus.source", "corpus.shards", "tokenizer.path"),
     UNIQUE: ("corpus.source", "corpus.shards"),
@@ -39,8 +41,8 @@ def contents_of(recipe: Recipe, stored: Recipe | None, directory: Path) -> Conte
     """By the stage that reads it: digests of what the recipe names outside the run's directory, by key.
 
     stored: the recipe of the run that is there. Of a file that is gone, but stands in it under the same path, it is the
-    one that the finished stage recorded: a corpus may be put away once it is tokenised, and there is nothing to make
-    the stage from anew.
+    one that the finished stage recorded, or that of another arm which it shares: a corpus may be put away once it is
+    tokenised, and there is nothing to make the stage from anew.
     """
     references, held_out = task_keys(recipe)
     outside = dict(_OUTSIDE)
@@ -48,11 +50,12 @@ def contents_of(recipe: Recipe, stored: Recipe | None, directory: Path) -> Conte
         outside[TOKENIZE] += ("corpus.validation_shards",)
     keys = outside | {REFERENCES: references, HELD_OUT: held_out, ASKED: asked_keys(recipe)}
     keys |= {PRETRAIN: learnt_from(recipe.pretrain, recipe.mix)}
-    contents = _digests(keys, recipe, stored, directory)
+    recorded: _Recorded = {}
+    contents = _digests(keys, recipe, stored, directory, recorded)
     for name in recipe.all_arms:
         before = stored.of_arm(name) if stored is not None and name in stored.all_arms else None
         own = recipe.of_arm(name)
-        contents |= _digests(_keys_of_arm(recipe, own, name), own, before, directory)
+        contents |= _digests(_keys_of_arm(recipe, own, name), own, before, directory, recorded)
         for stage, key, file in _own_files(own, _rounds(recipe, name)):
             contents.setdefault(stage, {})[key] = fingerprint(file)
     return contents
@@ -70,19 +73,25 @@ def places_of(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return places
 
 
-def _digests(keys: Mapping[str, Sequence[str]], recipe: Recipe, stored: Recipe | None, directory: Path) -> Contents:
+def _digests(
+    keys: Mapping[str, Sequence[str]], recipe: Recipe, stored: Recipe | None, directory: Path, recorded: _Recorded
+) -> Contents:
+    """recorded: of what stands, as finished stages have it; those of `keys` are added."""
     contents: Contents = {}
     for stage, names in keys.items():
-        recorded = {}
-        if stored is not None and (directory / stage / MANIFEST).exists():
+        standing: dict[str, str] = {}
+        if stored is not None:
             # Under another path a file that is gone is a slip, and not one that was put away.
             same = [key for key in names if _is_there(stored, key) and stored.at(key) == recipe.at(key)]
-            recorded = read_manifest(directory / stage).config.get("contents", {})
-            standing = [key for key in same if key in recorded and _stands(recipe, key)]
-            recorded = {key: recorded[key] for key in standing}
+            gone = {key: (key, json_text(recipe.at(key))) for key in same if _stands(recipe, key)}
+            if (directory / stage / MANIFEST).exists():
+                own = read_manifest(directory / stage).config.get("contents", {})
+                recorded |= {place: own[key] for key, place in gone.items() if key in own}
+            # Of what arms share the stage stands under the first one's name alone.
+            standing = {key: recorded[place] for key, place in gone.items() if place in recorded}
         if names or stage in (REFERENCES, HELD_OUT):
             # What an earlier stage read under the same key is the same content, and is looked at once.
-            known = {key: digest for earlier in contents.values() for key, digest in earlier.items()} | recorded
+            known = {key: digest for earlier in contents.values() for key, digest in earlier.items()} | standing
             contents[stage] = {key: known.get(key) or _content(recipe, key) for key in names}
     return contents
 

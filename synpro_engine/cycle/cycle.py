@@ -5,7 +5,7 @@ Which stages there are, and in which order, is `plan`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from synpro_engine.cycle.run_layout import (
     TOKENIZE,
     Round,
 )
-from synpro_engine.cycle.run_lock import check_claimed, check_place, claim, stored_recipe
+from synpro_engine.cycle.run_lock import check_claimed, check_place, claim, stale_of, stored_recipe
 from synpro_engine.cycle.stages import Stage, needed, run_stage
 from synpro_engine.cycle.steps.judging import check_judges
 from synpro_engine.cycle.steps.pretraining import Training
-from synpro_engine.cycle.steps.serving import check_server_of
+from synpro_engine.cycle.steps.serving import check_servers
 from synpro_engine.cycle.steps.weights import export_corpus, export_stage
 from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say
@@ -48,44 +48,68 @@ class Cycle:
     """One run: a recipe, its directory and this rank's place."""
 
     def __init__(
-        self, recipe: Recipe, directory: Path, topology: Topology, *, evaluated: Evaluated | None = None
+        self,
+        recipe: Recipe,
+        directory: Path,
+        topology: Topology,
+        *,
+        evaluated: Evaluated | None = None,
+        text: Path | None = None,
     ) -> None:
-        """evaluated: is told of the evaluations of pretraining, and may end it."""
+        """evaluated: is told of the evaluations of pretraining, and may end it.
+
+        text: another run, whose tokens are linked into this one.
+        """
         self.recipe, self.directory, self.topology = recipe, directory, topology
-        self._plan = Plan(recipe, directory, topology, evaluated)
+        self._plan = Plan(recipe, directory, topology, evaluated, text)
 
     @contextmanager
-    def claimed(self, *, redo: bool = False, held_already: bool = False) -> Iterator[None]:
+    def claimed(
+        self,
+        *,
+        redo: bool = False,
+        held_already: bool = False,
+        first: Callable[[Collection[str]], None] = lambda stale: None,
+    ) -> Iterator[None]:
         """Hold the directory as this recipe's, alone, in the block. Collective.
 
         redo: whether stages of other settings are removed there; without it they are a UserError.
         held_already: whether the caller holds its lock.
+        first: is called with the names of those stages before they are removed, on every rank.
         """
         with ExitStack() as held:
+            # The lock is rank 0's, which alone writes what lies in no stage; its process
+            # outlives every stage of the job.
+            stale = on_main(self.topology, lambda: self._take(held, redo=redo, held_already=held_already))
+            self.look()
+            first(stale)
 
-            def take() -> None:
-                # On rank 0 alone: listing stages computes nothing and is no collective.
-                plan = self.stages()
-                self._refuse_equal_arms(plan)
-                stages = {stage.name.split("/")[0] for stage in plan}
-                partial = {partial_path(Path(name)).name for name in stages}
-                # Before the lock, which makes a folder there: somebody else's directory must stay as it is.
-                check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT, JUDGES, SERVED}))
-                # Before anything is compared or removed: two commands that both find stale
-                # stages must not both take them away.
-                if not held_already:
-                    held.enter_context(locked(self.directory))
-                for name in claim(self.directory, self.recipe, plan, redo=redo):
+            def settle() -> None:
+                claim(self.directory, self.recipe, [stage for stage in self.stages() if stage.name in stale])
+                for name in stale:
                     say(self.topology, f"[{name}] removed, to be made anew")
                 write_environment(self.directory, self.recipe, self.topology)
 
-            # The lock is rank 0's, which alone writes what lies in no stage; its process
-            # outlives every stage of the job.
-            on_main(self.topology, take)
+            on_main(self.topology, settle)
             self.look()  # what was removed says nothing any more
             # Outside of the stages, whose files are those of their manifests.
             self.topology.watch.hang.directory = self.directory / STACKS
             yield
+
+    def _take(self, held: ExitStack, *, redo: bool, held_already: bool) -> list[str]:
+        """On rank 0: lock the directory into `held`; the names of its stages of other settings."""
+        # On rank 0 alone: listing stages computes nothing and is no collective.
+        plan = self.stages()
+        self._refuse_equal_arms(plan)
+        stages = {stage.name.split("/")[0] for stage in plan}
+        partial = {partial_path(Path(name)).name for name in stages}
+        # Before the lock, which makes a folder there: somebody else's directory must stay as it is.
+        check_place(self.directory, sorted(stages | partial | {ENVIRONMENT, TIMES, REPORT, JUDGES, SERVED}))
+        # Before anything is compared or removed: two commands that both find stale
+        # stages must not both take them away.
+        if not held_already:
+            held.enter_context(locked(self.directory))
+        return [stage.name for stage in stale_of(self.directory, self.recipe, plan, redo=redo)]
 
     def _refuse_equal_arms(self, stages: Sequence[Stage]) -> None:
         """One that is another must show now, not days later; a run that is finished with such is left in peace."""
@@ -112,20 +136,21 @@ class Cycle:
         only: of these arms, with all that they are made from. What the directory holds with the same settings stays;
         what was made with others is made anew where `redo` is given, else a UserError.
         """
-        # Checked at once for a run that will come to its last stages: days of pretraining must not end at a layout that
-        # cannot sample. Up to the probe nothing does.
+        self._check_arms(only)
         if until not in (TOKENIZE, IMPORT):
             on_main(self.topology, lambda: require_trackers(self.recipe.pretrain.loggers))
-            whole, ranks = until not in (PRETRAIN, "probe"), self.topology.world_size
-            on_main(self.topology, lambda: check_recipe(self.recipe, ranks, whole=whole))  # it reads teachers
-        self._check_arms(only)
-        with self.claimed(redo=redo):
-            stages = self._needed(until, only)
-            if until in (None, "tune", "generate", "evaluate"):
-                names = [stage.name for stage in stages]
-                check_judges(self.recipe, self.directory, self.topology, names)
-            if until in (None, "generate", "evaluate"):
-                check_server_of(self.recipe.generate, self.directory, stages, self.topology)
+            # Checked at once for a run that will come to its last stages: days of pretraining must not end at a layout
+            # that cannot sample.
+            samples = any(stage.command in ("tune", "generate") for stage in self._needed(until, only))
+            ranks = self.topology.world_size
+            on_main(self.topology, lambda: check_recipe(self.recipe, ranks, samples=samples))  # it reads teachers
+
+        def ask(stale: Collection[str]) -> None:
+            stages = [stage.name for stage in self._needed(until, only)]
+            check_judges(self.recipe, self.directory, self.topology, stages, anew=stale)
+            check_servers(self.recipe, self.directory, self.topology, stages, anew=stale)
+
+        with self.claimed(redo=redo, first=ask):
             self._run(until, only, redo=redo)
             if until in (None, EVALUATE) and (waiting := self._waiting(only)):
                 say(self.topology, f"--only {', '.join(waiting)}: not begun, for it {_WAITS}")

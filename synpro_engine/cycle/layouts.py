@@ -18,15 +18,15 @@ from synpro_engine.train.checkpoint import checkpoint_model_config
 _TEACHERS = "`pretrain.distill.teachers`"
 
 
-def check_recipe(recipe: Recipe, ranks: int, *, whole: bool = True) -> None:
+def check_recipe(recipe: Recipe, ranks: int, *, samples: bool = True) -> None:
     """Refuse a recipe that so many ranks cannot finish, before its first stage has run; UserError names the key.
 
-    whole: else only what pretraining and the probe take.
+    samples: whether the run comes to its generator.
     """
     check_pretraining(recipe, ranks)
     for own in map(recipe.of_arm, recipe.arms):
         check_pretraining(own, ranks)
-    for own in map(recipe.of_arm, recipe.all_arms) if whole else ():
+    for own in map(recipe.of_arm, recipe.all_arms) if samples else ():
         _check_synthesis(own, ranks)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.arm_stages import ArmStages
-from synpro_engine.cycle.contents import contents_of
+from synpro_engine.cycle.contents import Contents, contents_of
 from synpro_engine.cycle.graph import Graph, Known, known_of
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import (
@@ -46,13 +46,23 @@ _PLATEAU = "at the plateau"
 class Plan:
     """The stages of one run, as its recipe, its directory and the number of ranks make them."""
 
-    def __init__(self, recipe: Recipe, directory: Path, topology: Topology, evaluated: Evaluated | None = None) -> None:
-        """What lies outside the directory is taken as rank 0 sees it. evaluated: follows pretraining. Collective."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: Path,
+        topology: Topology,
+        evaluated: Evaluated | None = None,
+        text: Path | None = None,
+    ) -> None:
+        """What lies outside the directory is taken as rank 0 sees it. Collective.
+
+        evaluated: follows pretraining. text: another run, whose tokens this one reads.
+        """
         self.recipe, self.directory, self.topology = recipe, directory, topology
         self._evaluated, self._known = evaluated, Known()
         # Rank 0's look for all, since a stage's settings decide whether it runs: ranks that disagreed
         # would part at its first collective.
-        self._contents = on_main(topology, lambda: contents_of(recipe, stored_recipe(directory), directory))
+        self._contents = on_main(topology, lambda: _contents(recipe, directory, text))
         self._graph: Graph
         self.look()
 
@@ -81,6 +91,14 @@ class Plan:
     def shards(self) -> dict[Round, str]:
         """By round of an arm: the stage with its texts as tokens."""
         return self._graph.shards
+
+
+def _contents(recipe: Recipe, directory: Path, text: Path | None) -> Contents:
+    contents = contents_of(recipe, stored_recipe(directory), directory)
+    if text is not None:  # what it was made from may be put away by now, which its own run knows alone
+        of_text = contents_of(recipe, stored_recipe(text), text)
+        contents |= {stage: of_text[stage] for stage in (TOKENIZE, REFERENCES)}
+    return contents
 
 
 def planned(recipe: Recipe, ranks: int) -> Graph:

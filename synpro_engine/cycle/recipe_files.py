@@ -51,7 +51,8 @@ def recipe_of_records(recipe: str, overrides: Sequence[str] = (), directory: Pat
     if own and isinstance(given, Mapping):
         stored: dict[str, Any] = {}
         with contextlib.suppress(UserError):  # whoever opens the run says that there is none
-            stored = read_yaml((directory or Path("runs") / str(data.get("name"))) / CONFIG)["reward"]
+            reward = read_yaml((directory or Path("runs") / str(data.get("name"))) / CONFIG).get("reward")
+            stored = reward if isinstance(reward, dict) else {}  # it may be another program's file
         # Nulls alone take away from what the file says, and so did those of the run.
         said = {
             name: of

@@ -61,11 +61,10 @@ def check_place(directory: Path, written: Iterable[str]) -> None:
         raise UserError(f"{path}: is there, but no {CONFIG} of a run, so it is not this run's; give another --dir")
 
 
-def claim(directory: Path, recipe: Recipe, stages: Sequence[Stage], *, redo: bool) -> list[str]:
-    """Store the resolved recipe in the directory, which is there.
+def stale_of(directory: Path, recipe: Recipe, stages: Sequence[Stage], *, redo: bool) -> list[Stage]:
+    """What was made in the directory with other settings, and all that was made from that; changes nothing.
 
-    What was made there with other settings, and all that was made from that, is removed where `redo` is given; the
-    names of those stages. Raises UserError, and changes nothing, where it is not: the message names what has changed.
+    Raises UserError where there is such, and it may not be made anew: the message names what has changed.
     """
     stale = stale_stages(directory, stages)
     if stale and not redo:
@@ -75,11 +74,15 @@ def claim(directory: Path, recipe: Recipe, stages: Sequence[Stage], *, redo: boo
             f"{directory}: {_changes(directory, recipe, stale[0])}: {names[0]}{others} would have to be made anew;"
             " --redo does that, and removes what is there; or give another --dir"
         )
+    return stale
+
+
+def claim(directory: Path, recipe: Recipe, stale: Sequence[Stage]) -> None:
+    """Remove these stages, and store the resolved recipe in the directory, which is there."""
     # Before the recipe is stored: after a kill in between, the old recipe and what is left
     # of its stages still go together.
     remove_stages(directory, stale)
     atomic_write_text(directory / CONFIG, _MARK + to_yaml(recipe))
-    return [stage.name for stage in stale]
 
 
 def check_claimed(directory: Path, recipe: Recipe, stages: Sequence[Stage]) -> None:

@@ -33,6 +33,9 @@ from synpro_engine.dist import Layout, Stopped, Topology, asked_to_stop, barrier
 from synpro_engine.dist.hashing import hash_new_files
 from synpro_engine.model.layers import forget_masks
 
+_SPENT = "seconds"
+"""In the note on a stage in work: what earlier attempts took."""
+
 
 class _Time(Record):
     """One line of `TIMES`."""
@@ -144,7 +147,7 @@ def settings_begun_with(into: Path) -> dict[str, Any]:
 def _prepare(directory: Path, stage: Stage, redo: bool) -> bool:
     """On rank 0: decide whether the stage must run, and lay out its partial directory. True: it must."""
     parents = {parent: read_manifest(directory / parent).content_hash for parent in stage.parents}
-    inputs = {"parents": parents, "config": _plain(stage.config)}
+    inputs: dict[str, Any] = {"parents": parents, "config": _plain(stage.config)}
     path, note = directory / stage.name, _note(directory, stage)
     if (path / MANIFEST).exists():
         manifest = read_manifest(path)
@@ -155,13 +158,24 @@ def _prepare(directory: Path, stage: Stage, redo: bool) -> bool:
         if not redo:
             raise UserError(f"{path}: {_what_changed(stage, manifest, parents)}; --redo makes it anew, and removes it")
     check_replaceable(path, stage.name)
-    partial = partial_path(path)
-    if partial.exists() and not (note.exists() and read_json(note) == inputs):
-        remove_directory(partial)  # begun from other inputs: of no use
+    partial, spent = partial_path(path), 0.0
+    if partial.exists():
+        begun = read_json(note) if note.exists() else {}
+        if {name: begun.get(name) for name in inputs} == inputs:
+            spent = begun.get(_SPENT, 0.0) + _attempt_seconds(partial, note)
+        else:
+            remove_directory(partial)  # begun from other inputs: of no use
     partial.mkdir(parents=True, exist_ok=True)
     # Before any work: what a kill leaves can then be told apart from work on other inputs.
-    atomic_write_text(note, json_text(inputs))
+    atomic_write_text(note, json_text({**inputs, _SPENT: spent}))
     return True
+
+
+def _attempt_seconds(partial: Path, note: Path) -> float:
+    """What an attempt that was stopped or killed took, as far as its files say: nothing else outlives a kill."""
+    # By one clock, the file system's.
+    written = max((path.lstat().st_mtime for path in (partial, *partial.rglob("*"))), default=0.0)
+    return max(0.0, written - note.stat().st_mtime)
 
 
 def _what_changed(stage: Stage, manifest: Manifest, parents: Mapping[str, str]) -> str:
@@ -176,12 +190,14 @@ def _what_changed(stage: Stage, manifest: Manifest, parents: Mapping[str, str]) 
 
 
 def _finish(directory: Path, stage: Stage, seconds: float) -> None:
+    """seconds: of this attempt."""
     path = directory / stage.name
     partial = partial_path(path)
     parents = {parent: directory / parent for parent in stage.parents}
     write_manifest(partial, stage.name, stage.config, parents, stage.seed)
-    # Rewritten and not appended: a stage that is made anew has one time, that of its last attempt.
-    times = stage_times(directory) | {stage.name: (round(seconds, 3), time.time())}
+    spent = read_json(_note(directory, stage))[_SPENT]
+    # Rewritten and not appended: a stage that is made anew has one time.
+    times = stage_times(directory) | {stage.name: (round(spent + seconds, 3), time.time())}
     lines = (json_text({"stage": name, "seconds": s, "ended": ended}) for name, (s, ended) in times.items())
     # First, for a stage that is there is not done again, and would have no time after a kill between the two.
     atomic_write_text(directory / TIMES, "".join(line + "\n" for line in lines))
@@ -240,7 +256,7 @@ def _with_parents(stages: Sequence[Stage], names: Set[str]) -> list[Stage]:
 
 
 def stage_times(directory: Path) -> dict[str, tuple[float, float]]:
-    """Per finished stage: seconds of its last attempt, and when it ended (seconds since the epoch)."""
+    """Per finished stage: seconds of all its attempts, and when it ended (seconds since the epoch)."""
     path = directory / TIMES
     if not path.exists():
         return {}

@@ -224,7 +224,7 @@ class Sweep:
 
         # There first: settings that do not go together are then a fault that every rank raises.
         on_main(topology, lambda: check_pretraining(self._recipe(number, settings), topology.world_size))
-        cycle = Cycle(self._recipe(number, settings), directory, topology, evaluated=evaluated)
+        cycle = Cycle(self._recipe(number, settings), directory, topology, evaluated=evaluated, text=self.place.text)
         with cycle.claimed(held_already=True):
             on_main(topology, lambda: self.place.link_text(directory))
             cycle.bring_up(PRETRAIN)

@@ -127,6 +127,18 @@ def test_an_empty_directory_and_an_artifact_of_the_same_kind_are_replaced_withou
         assert [entry.name for entry in tmp_path.iterdir()] == ["made"]
 
 
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    _make(tmp_path / "made", "text")
+    link, aside = tmp_path / "link", tmp_path / "link.removing"
+    for left in (False, True, False):  # by an earlier removal that was killed
+        link.symlink_to("made" if left else "nowhere")
+        if left:
+            aside.symlink_to("made")
+        remove_directory(link)
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["made"]
+    assert (tmp_path / "made" / "deep" / "a.txt").read_text() == "text"
+
+
 def test_a_kill_during_a_removal_leaves_no_part_under_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, aside = tmp_path / "made", tmp_path / "made.removing"
 

@@ -11,7 +11,7 @@ import pytest
 
 from synpro_engine.config import UserError, read_yaml
 from synpro_engine.config.base import parse_override
-from synpro_engine.config.yaml_core import dump_yaml, parse_yaml
+from synpro_engine.config.yaml_core import YAMLFault, dump_yaml, parse_yaml
 from tests.cli.refusals import refused
 
 
@@ -111,6 +111,10 @@ def test_an_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
 def test_anchors_and_merges_of_ordinary_recipes_stay() -> None:
     data = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\n")
     assert data == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
+    chain = parse_yaml("a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: &c {<<: *b, y: 4}\nd: {<<: *c, z: 5}\n")
+    assert chain["c"] == {"x": 1, "y": 4} and chain["d"] == {"x": 1, "y": 4, "z": 5}
+    with pytest.raises(YAMLFault, match="key `y` is given twice, first on line 2"):
+        parse_yaml("a: &a {x: 1}\nb: &b {<<: *a, y: 3, y: 4}\nc: {<<: *b}\n")
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "-x", ".hidden", "x" * 300, "", "a b", "a\n"])

@@ -10,9 +10,10 @@ import pytest
 
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
-from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle import Cycle, load_recipe
 from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.data import Batch, TokenLoader
+from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.dist.testing import free_ports, run_ranks
 from synpro_engine.influence import read_scores
 from synpro_engine.train.metrics import read_metrics
@@ -101,11 +102,28 @@ def test_a_generator_s_files_say_what_can_be_cut(tmp_path: Path) -> None:
 
 
 def test_pretraining_alone_takes_a_pipeline_of_the_whole_job() -> None:
-    check_recipe(load_recipe("smoke", ["parallel.pp=2"]), 2, whole=False)
+    check_recipe(load_recipe("smoke", ["parallel.pp=2"]), 2, samples=False)
     with pytest.raises(
         UserError, match=r"`pretrain.global_batch`: 8 .* 3 data-parallel ranks, which `parallel` leaves"
     ):
-        check_recipe(load_recipe("smoke"), 3, whole=False)
+        check_recipe(load_recipe("smoke"), 3, samples=False)
+
+
+def test_a_probe_that_lies_behind_a_round_is_refused_where_the_round_cannot_be_made(tmp_path: Path) -> None:
+    recipe = load_recipe("smoke", ["rounds=2", "tune.rephrase.train_last_blocks=99"])
+    with launched(ParallelConfig()) as topology, pytest.raises(UserError, match="is more than the generator's"):
+        Cycle(recipe, tmp_path / "run", topology).run("probe")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_server_of_an_arm_is_asked_before_the_first_stage_too(tmp_path: Path) -> None:
+    server = "generate: {server: {endpoint: 'http://127.0.0.1:9/v1', api_key_env: SET_NOWHERE}}"
+    recipe = load_recipe("smoke", [f"arms={{plain: {{text: organic}}, served: {{text: prompted, {server}}}}}"])
+    with launched(ParallelConfig()) as topology:
+        with pytest.raises(UserError, match="SET_NOWHERE is not set"):
+            Cycle(recipe, tmp_path / "run", topology).run()
+        assert not (tmp_path / "run" / "tokenize").exists()
+        Cycle(recipe, tmp_path / "run", topology).run("tokenize")
 
 
 def test_a_generator_that_shares_sequences_is_refused_by_its_key() -> None:

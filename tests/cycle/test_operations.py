@@ -16,6 +16,7 @@ from synpro_engine.config import UserError, load_config, new_artifact
 from synpro_engine.cycle import Cycle, load_recipe
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.recipe_files import recipe_of_records
 from synpro_engine.cycle.stages import stale_stages
 from synpro_engine.cycle.steps.mixing import earned_mixture
 from synpro_engine.cycle.tracing import trace_document
@@ -53,6 +54,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
 def records(stage: Path) -> list[dict[str, Any]]:
     with zstandard.open(stage / "corpus" / "docs-000000.jsonl.zst", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def test_another_programs_settings_where_a_run_is_looked_for_are_none_of_it(tmp_path: Path) -> None:
+    for text in ("model: x\n", "reward: 5\n"):
+        (tmp_path / "config.yaml").write_text(text)
+        recipe = recipe_of_records("smoke", settings(EXAMPLE), tmp_path)
+        with launched(ParallelConfig()) as topology, pytest.raises(UserError, match=r"config\.yaml"):
+            Cycle(recipe, tmp_path, topology).open_directory()
 
 
 def test_texts_of_an_own_operation_name_it_and_the_version_of_its_file(run: tuple[Path, Path, str]) -> None:

@@ -10,7 +10,7 @@ from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.run_layout import CONFIG
-from synpro_engine.cycle.run_lock import check_claimed, claim
+from synpro_engine.cycle.run_lock import check_claimed, claim, stale_of
 from synpro_engine.cycle.stages import Stage
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from tests.cycle.running import run_stages
@@ -23,8 +23,8 @@ _TRAINED = [name for name in _ALL if name not in ("tokenize", "import")]
 _RATED = [name for name in _ALL if "/" in name and name != "round-1/probe"]
 
 
-def _plan(directory: Path, *overrides: str) -> tuple[Recipe, list[Stage]]:
-    recipe = load_recipe("smoke", overrides)
+def _plan(directory: Path, *overrides: str, name: str = "smoke") -> tuple[Recipe, list[Stage]]:
+    recipe = load_recipe(name, overrides)
     with launched(ParallelConfig()) as topology:
         return recipe, list(Plan(recipe, directory, topology).stages())
 
@@ -112,11 +112,18 @@ def test_what_is_read_is_told_apart_by_its_content_and_may_be_moved(tmp_path: Pa
     assert {stage for stage in _ALL if config["a"][stage] != config["c"][stage]} == {"tokenize"}
 
 
-def _made(directory: Path, *overrides: str, until: str | None = None, text: str = "") -> None:
+def _claim(directory: Path, recipe: Recipe, stages: list[Stage], *, redo: bool) -> list[str]:
+    """As a command does before its first stage; the names of what it removes."""
+    stale = stale_of(directory, recipe, stages, redo=redo)
+    claim(directory, recipe, stale)
+    return [stage.name for stage in stale]
+
+
+def _made(directory: Path, *overrides: str, until: str | None = None, text: str = "", name: str = "smoke") -> None:
     """Every stage of the plan, or those up to a command's, with a file in place of what its work would write."""
-    recipe, stages = _plan(directory, *overrides)
+    recipe, stages = _plan(directory, *overrides, name=name)
     directory.mkdir(exist_ok=True)
-    claim(directory, recipe, stages, redo=False)
+    _claim(directory, recipe, stages, redo=False)
     with launched(ParallelConfig()) as topology:
         fake = [
             Stage(
@@ -149,13 +156,13 @@ def test_a_changed_recipe_is_refused_and_with_redo_takes_away_what_depends_on_it
     recipe, stages = _plan(run, override)
     before = (run / CONFIG).read_text()
     with pytest.raises(UserError, match=rf"`{override.split('=')[0]}` is .* there, .* here.*--redo") as caught:
-        claim(run, recipe, stages, redo=False)
+        _claim(run, recipe, stages, redo=False)
     assert "\n" not in str(caught.value)
     assert _there(run) == set(_ALL) and (run / CONFIG).read_text() == before
-    assert set(claim(run, recipe, stages, redo=True)) == gone
+    assert set(_claim(run, recipe, stages, redo=True)) == gone
     assert _there(run) == set(_ALL) - gone
     assert load_config(Recipe, read_yaml(run / CONFIG)) == recipe
-    assert claim(run, recipe, stages, redo=False) == []  # asked once
+    assert _claim(run, recipe, stages, redo=False) == []  # asked once
 
 
 def test_stages_that_a_change_does_not_reach_are_kept_without_a_question(tmp_path: Path) -> None:
@@ -163,7 +170,7 @@ def test_stages_that_a_change_does_not_reach_are_kept_without_a_question(tmp_pat
     _made(run)
     shutil.rmtree(run / "evaluate")
     recipe, stages = _plan(run, "influence.micro_batch=3", "name=other")
-    assert claim(run, recipe, stages, redo=False) == []
+    assert _claim(run, recipe, stages, redo=False) == []
     assert (run / CONFIG).read_text().endswith(to_yaml(recipe))
 
 
@@ -171,7 +178,7 @@ def test_half_done_work_that_could_be_resumed_is_not_thrown_away_without_a_word(
     run = tmp_path / "run"
     recipe, stages = _plan(run)
     run.mkdir()
-    claim(run, recipe, stages, redo=False)
+    _claim(run, recipe, stages, redo=False)
 
     def interrupted(into: Path, *, topology: Topology) -> None:
         (into / "checkpoints" / "step-1").mkdir(parents=True)
@@ -184,10 +191,10 @@ def test_half_done_work_that_could_be_resumed_is_not_thrown_away_without_a_word(
         run_stages(run, [broken], topology)
     changed, other = _plan(run, "corpus.max_train_tokens=19000")
     with pytest.raises(UserError, match=r"`corpus.max_train_tokens`.*tokenize.*--redo"):
-        claim(run, changed, other, redo=False)
-    assert claim(run, recipe, stages, redo=False) == []
+        _claim(run, changed, other, redo=False)
+    assert _claim(run, recipe, stages, redo=False) == []
     assert (run / "tokenize.partial" / "checkpoints").exists()
-    assert claim(run, changed, other, redo=True) == ["tokenize"]
+    assert _claim(run, changed, other, redo=True) == ["tokenize"]
     assert not (run / "tokenize.partial").exists()
 
 
@@ -197,10 +204,10 @@ def test_a_corpus_may_be_put_away_once_it_is_tokenised(tmp_path: Path) -> None:
     _made(run, f"corpus.source={source}")
     source.unlink()
     recipe, stages = _plan(run, f"corpus.source={source}")
-    assert claim(run, recipe, stages, redo=False) == []
+    assert _claim(run, recipe, stages, redo=False) == []
     mistyped, others = _plan(run, f"corpus.source={source}x")
     with pytest.raises(UserError, match=r"what `corpus.source` names holds something else now"):
-        claim(run, mistyped, others, redo=False)
+        _claim(run, mistyped, others, redo=False)
 
 
 def test_a_run_is_looked_at_under_another_path_only_where_that_names_what_was_read(tmp_path: Path) -> None:
@@ -238,7 +245,7 @@ def test_a_stage_that_is_missing_takes_nothing_with_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
     _made(run)
     shutil.rmtree(run / "pretrain")
-    assert claim(run, *_plan(run), redo=False) == []
+    assert _claim(run, *_plan(run), redo=False) == []
     _made(run)
     assert _there(run) == set(_ALL)
 
@@ -249,7 +256,7 @@ def test_what_was_made_from_another_content_of_its_parent_is_stale(tmp_path: Pat
     shutil.rmtree(run / "pretrain")
     _made(run, until="pretrain", text="other")
     with pytest.raises(UserError, match=r"what it was made from has changed: round-1/probe and \d+ made from it"):
-        claim(run, *_plan(run), redo=False)
+        _claim(run, *_plan(run), redo=False)
 
 
 @pytest.mark.parametrize("text", ["one", "two"])
@@ -268,7 +275,7 @@ def test_another_content_under_the_same_path_is_named(tmp_path: Path) -> None:
     source.write_text('{"text": "two"}\n')
     recipe, stages = _plan(run, f"corpus.source={source}")
     with pytest.raises(UserError, match=r"what `corpus.source` names holds something else now.*--redo"):
-        claim(run, recipe, stages, redo=False)
+        _claim(run, recipe, stages, redo=False)
 
 
 def test_a_changed_file_of_a_judge_makes_the_stages_that_ask_it_others(tmp_path: Path) -> None:
@@ -285,3 +292,14 @@ def test_a_changed_file_of_a_judge_makes_the_stages_that_ask_it_others(tmp_path:
     changed = {name for name, config in configs().items() if config != before[name]}
     stages = ("tune-rephrase", "tune-reformat", "generate-rephrase", "generate-reformat")
     assert changed == {f"round-1/{stage}" for stage in stages}
+
+
+def test_a_judge_that_is_put_away_leaves_what_arms_share_as_it_was(tmp_path: Path) -> None:
+    judge, run = tmp_path / "judge.json", tmp_path / "run"
+    judge.write_text("one")
+    _made(run, f"reward.faithfulness_judge={judge}", name="arms-smoke")
+    before = [stage.name for stage in _plan(run, f"reward.faithfulness_judge={judge}", name="arms-smoke")[1]]
+    judge.unlink()
+    recipe, stages = _plan(run, f"reward.faithfulness_judge={judge}", name="arms-smoke")
+    assert [stage.name for stage in stages] == before
+    assert _claim(run, recipe, stages, redo=False) == []

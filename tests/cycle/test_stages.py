@@ -1,6 +1,7 @@
 """Stages are done once, redone when what they were made from changed, and resumed from what they left."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,23 @@ def test_an_interrupted_stage_finds_what_it_left(topology: Topology, tmp_path: P
     assert (tmp_path / "deep" / "second" / "trail").read_text() == "bb"
     assert not partial_path(tmp_path / "deep" / "second").exists()
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["second"]
+
+
+def test_the_time_of_a_stage_is_that_of_all_its_attempts_however_they_ended(topology: Topology, tmp_path: Path) -> None:
+    def work(into: Path, *, topology: Topology) -> None:
+        attempt = len(list(into.iterdir()))
+        time.sleep(0.3)
+        (into / str(attempt)).touch()
+        if attempt < 2:
+            raise KeyboardInterrupt
+
+    stage = Stage("long", "one", work, {"text": "a"})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(tmp_path, [stage], topology)
+        time.sleep(0.5)  # between attempts nothing is spent
+    run_stages(tmp_path, [stage], topology)
+    assert 0.85 <= stage_times(tmp_path)["long"][0] < 1.85
 
 
 @pytest.mark.parametrize("before", ["publish", "_note"])

@@ -103,6 +103,20 @@ def test_the_same_command_again_makes_nothing_and_more_trials_go_on(done: Path) 
     assert records(done)[:3] == before and len(records(done)) == 4
 
 
+def test_a_corpus_that_is_put_away_behind_the_text_holds_up_no_trial(tmp_path: Path) -> None:
+    corpus, place = tmp_path / "corpus.jsonl", tmp_path / "sweep"
+    lines = (
+        json.dumps({"text": f"{number} and {number * number} are what line {number} says."}) for number in range(500)
+    )
+    corpus.write_text("".join(line + "\n" for line in lines))
+    settings = (*BRIEF, f"corpus.source={corpus}", "references.split={}", "tokenizer.vocab_size=300")
+    swept(place, [f"{LR}=1e-3,2e-3,3e-3"], *settings, sampler="grid", trials=1)
+    corpus.unlink()
+    swept(place, [f"{LR}=1e-3,2e-3,3e-3"], *settings, sampler="grid", trials=2)
+    states = [record["state"] for record in records(place)]
+    assert states.count("complete") == 2 and states.count("failed") == 0
+
+
 def test_another_sweep_in_the_same_directory_is_refused_and_told_what_differs(done: Path, tmp_path: Path) -> None:
     over = [f"{LR}=1e-4..1e-2:log", f"{DECAY}=0.1..3"]
     with pytest.raises(UserError, match="another sweep: `over`"):

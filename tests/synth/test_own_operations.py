@@ -6,6 +6,8 @@ import pytest
 
 from synpro_engine.config import UserError, load_config, read_yaml, to_yaml
 from synpro_engine.config.describe import describe
+from synpro_engine.config.errors import Stopped
+from synpro_engine.config.own_code import Own, calling
 from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.data import Document
 from synpro_engine.synth import (
@@ -109,6 +111,14 @@ def test_a_file_that_gives_no_operation_is_told_in_one_line(
         recipe(f"{file}:own")
     told = str(caught.value)
     assert told.startswith(f"`generate.operations`: {tmp_path}") and fault in told and "\n" not in told
+
+
+def test_a_wish_to_stop_that_falls_into_ones_own_code_is_no_fault_of_it() -> None:
+    def stopped() -> None:
+        raise Stopped("SIGTERM: left at once")
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        calling(Own(Path("mine.py"), "own"), "generate.operations", stopped)
 
 
 @pytest.mark.parametrize(

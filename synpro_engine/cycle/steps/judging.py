@@ -54,15 +54,24 @@ def judge_versions(reward: RewardConfig, composer: Composer) -> dict[str, str]:
     return composer.judges | {"similarity": f"encoder {fingerprint(encoder.encoder)[:16]}, {layer}"}
 
 
-def check_judges(recipe: Recipe, directory: Path, topology: Topology, stages: Collection[str] | None = None) -> None:
+def check_judges(
+    recipe: Recipe,
+    directory: Path,
+    topology: Topology,
+    stages: Collection[str] | None = None,
+    *,
+    anew: Collection[str] = (),
+) -> None:
     """Ask every judge once, before the first stage, if one of `stages` (of all) that will ask it is not done yet.
 
-    Collective. UserError, naming the key, for one that does not answer as it should.
+    anew: stages that will be made anew. Collective. UserError, naming the key, for one that does not answer as it
+    should.
     """
 
     def is_open(stage: str) -> bool:
         # A finished run must be readable when its judges are long gone.
-        return (stages is None or stage in stages) and not (directory / stage / MANIFEST).exists()
+        done = stage not in anew and (directory / stage / MANIFEST).exists()
+        return not done and (stages is None or stage in stages)
 
     def check() -> list[str]:
         layout, told = recipe.layout_of(IMPORT, topology.world_size), dict[str, None]()

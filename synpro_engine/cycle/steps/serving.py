@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 from synpro_engine.config import UserError
 from synpro_engine.config.artifact import MANIFEST
+from synpro_engine.cycle.recipe import Recipe
+from synpro_engine.cycle.run_layout import Round
 from synpro_engine.cycle.settings import GenerateSettings
-from synpro_engine.cycle.stages import Stage
 from synpro_engine.data import PublishedTokenizer
 from synpro_engine.dist import Topology, on_first, on_main, say
 from synpro_engine.model.hf import export_hf
 from synpro_engine.model.model import Model
 from synpro_engine.remote import Service
 from synpro_engine.sampler import Sampler
-from synpro_engine.synth import GenerateConfig, Prompter, ServedGenerator, ServerConfig, operation_named
+from synpro_engine.synth import Prompter, ServedGenerator, ServerConfig, operation_named
 from synpro_engine.synth.served import check_server, check_weights, expected_answers, wait_for_weights
 from synpro_engine.synth.served.config import KEY
 
 
-def check_server_of(config: GenerateConfig, directory: Path, stages: Iterable[Stage], topology: Topology) -> None:
-    """Ask for the server's models before the first of `stages`, if one that will ask it is not done yet. Collective.
+def check_servers(
+    recipe: Recipe, directory: Path, topology: Topology, stages: Collection[str], *, anew: Collection[str] = ()
+) -> None:
+    """Ask each server for its models before the first of `stages`, if one that will ask it is not done yet. Collective.
 
-    UserError, naming the key, for what is known to be wrong; that it does not answer yet is only told.
+    anew: stages that will be made anew. UserError, naming the key, for what is known to be wrong; that one does not
+    answer yet is only told.
     """
-    server = config.server
-    if server is None:
-        return
 
-    def check() -> str | None:
-        generating = (stage.name for stage in stages if "/generate-" in stage.name)
+    def check() -> list[str]:
+        told: list[str] = []
         # A finished run must be readable when its server is long gone.
-        return None if all((directory / name / MANIFEST).exists() for name in generating) else check_server(server)
+        still_to_do = {name for name in stages if name in anew or not (directory / name / MANIFEST).exists()}
+        for server in _servers(recipe, still_to_do):
+            if (amiss := check_server(server)) is not None:
+                patience = f"{server.patience_s / 60:g} min"
+                told.append(f"`{KEY}.endpoint`: {amiss}; generation will wait for it, for {patience}")
+        return told
 
-    amiss = on_main(topology, check)
-    if amiss is not None:
-        say(topology, f"`{KEY}.endpoint`: {amiss}; generation will wait for it, for {server.patience_s / 60:g} min")
+    for line in on_main(topology, check):
+        say(topology, line)
+
+
+def _servers(recipe: Recipe, stages: Collection[str]) -> list[ServerConfig]:
+    """Those that `stages` generate by: arms may name servers of their own."""
+    found: list[ServerConfig] = []
+    for name in recipe.all_arms:
+        own = recipe.of_arm(name).generate
+        rounds = [Round(number, name) for number in range(1, recipe.rounds + 1)]
+        asked = any(this.generate(operation) in stages for this in rounds for operation in own.names)
+        if own.server is not None and asked and own.server not in found:
+            found.append(own.server)
+    return found
 
 
 def serve(
