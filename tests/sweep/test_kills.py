@@ -31,7 +31,7 @@ def begin(directory: Path, rates: str, log: str) -> "subprocess.Popen[bytes]":
 
 
 def finish(process: "subprocess.Popen[bytes]", log: Path) -> None:
-    assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert process.wait(timeout=900) == 0, log.read_text()[-3000:]
 
 
 def records(directory: Path) -> list[dict[str, Any]]:
