@@ -22,6 +22,7 @@ from synpro_engine.train.config import ScheduleConfig, TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
 from synpro_engine.train.trainer import pretrain
+from synpro_engine.train.watcher import Watching
 
 _FIRST, _SAVED, _LAST = 3, 4, 6
 """Steps: the first that is heard, the one behind which a checkpoint is written, and the first that is not heard."""
@@ -41,9 +42,12 @@ class _Ear:
     def stop(self) -> None:
         """See `Watcher`."""
 
+    def saved(self) -> None:
+        """See `Watcher`."""
+
     def watching(
         self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
-    ) -> AbstractContextManager[LossFn[Batch]]:
+    ) -> AbstractContextManager[Watching]:
         """See `Watcher`."""
         self._begun += 1
         if self._begun == _FIRST:
@@ -52,7 +56,7 @@ class _Ear:
         elif self._begun == _LAST:
             self._held.close()
             self.seconds = self._clock.seconds()
-        return nullcontext(loss_fn)
+        return nullcontext(Watching(loss_fn))
 
 
 def breakdown(case: Case, topology: Topology) -> dict[str, object]:

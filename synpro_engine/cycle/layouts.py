@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
+from synpro_engine.backend import platform
 from synpro_engine.config import UserError
 from synpro_engine.cycle.checkpoints import checkpoint_of
 from synpro_engine.cycle.recipe import Recipe
@@ -112,6 +115,11 @@ def _check_synthesis(recipe: Recipe, ranks: int) -> None:
         check_trained(recipe, shape)
     if recipe.reward.uses("influence"):
         check_layout(recipe.model, layout)  # it judges texts beside the generator, divided as that one is
+        estimator = recipe.influence.estimator
+        if estimator == "jvp" and layout.tp > 1:
+            raise UserError(f"`influence.estimator`: jvp takes whole models, and `{layout.key}.tp` is {layout.tp}")
+        if estimator == "finite_difference" and platform.resolve_dtype(recipe.dtype) == torch.bfloat16:
+            raise UserError("`influence.estimator`: finite_difference means nothing in bfloat16; give `dtype: float32`")
     shared = recipe.layouts[layout.key].cp > 1
     hint = "`pretrain.parallel.cp` leaves the generator as it is"
     remark = f" (those of `{layout.key}.cp` are data-parallel here; {hint})" if shared else ""

@@ -32,9 +32,8 @@ def build_estimator(
     """
     try:
         config = config.resolved(tangent=isinstance(probe, Direction) and probe.tangent)
-        if others and (config.estimator != "dot" or config.at != "theta"):
-            raise ValueError("several directions at once are for dot at theta")
-        return _built(config, theta, probe, start_id, keep, others or {})
+        several = others if others and config.estimator == "dot" and config.at == "theta" else {}
+        return _built(config, theta, probe, start_id, keep, several)
     # Estimators know tensors, not settings: what does not fit is named here by the key that can be changed.
     except ValueError as error:
         raise UserError(f"`estimator` {config.estimator}: {error}") from error

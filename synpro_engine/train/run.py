@@ -23,7 +23,7 @@ from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.config import TrainConfig, WeightsOf
 from synpro_engine.train.divergence import DivergedError, PretrainGuard
-from synpro_engine.train.engine import Accept, Engine, LossFn, StepResult
+from synpro_engine.train.engine import Accept, Engine, StepResult
 from synpro_engine.train.losses import DistillationLoss, LanguageModelLoss, count_labels
 from synpro_engine.train.metrics import MetricsLog, Throughput, flops_per_token
 from synpro_engine.train.run_checkpoints import RunCheckpoints
@@ -33,7 +33,7 @@ from synpro_engine.train.spikes import SpikeGuard
 from synpro_engine.train.step_log import StepLog
 from synpro_engine.train.stragglers import Stragglers
 from synpro_engine.train.trackers import tracked
-from synpro_engine.train.watcher import Evaluated, Watcher
+from synpro_engine.train.watcher import Evaluated, Watcher, Watching
 
 # Settings that a resumed run may change without becoming another run, beside those of execution.
 _FREE = {"max_steps", "eval_every", "tasks_every"}
@@ -246,14 +246,15 @@ class PretrainRun:
         # A batch whose labels are all masked has a loss of 0 and must not divide by 0.
         denominator = max(1, labels)
         with ExitStack() as held:
-            loss_fn: LossFn[Batch] = held.enter_context(self.loss_fn.over(microbatches))
+            watching = Watching(held.enter_context(self.loss_fn.over(microbatches)))
             if self.watcher is not None:
-                loss_fn = held.enter_context(self.watcher.watching(microbatches, loss_fn, denominator))
+                watching = held.enter_context(self.watcher.watching(microbatches, watching.loss_fn, denominator))
             result = self.engine.step(
-                microbatches, loss_fn, denominator=denominator, accept=accept,
+                microbatches, watching.loss_fn, denominator=denominator, accept=accept,
                 rows_of=lambda batch: documents_apart(batch, self.topology.device),
                 dropouts=self._dropouts(microbatches),
             )  # fmt: skip
+            watching.skipped = result.skipped
             return result, labels
 
     def _dropouts(self, microbatches: Sequence[Batch]) -> list[Dropout] | None:
@@ -296,6 +297,8 @@ class PretrainRun:
                 self.engine, extra, first_step=self.state.first_step, start=self.start, seed=self.seed,
                 prune=prune, last=last,
             )  # fmt: skip
+            if self.watcher is not None:
+                self.watcher.saved()
 
     def stop(self) -> NoReturn:
         """Save, as the job was asked to stop; raises Stopped. While losses are out of bounds nothing is saved."""

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from synpro_engine.data import Batch, TokenLoader
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
+
+
+@dataclass
+class Watching:
+    """One step that is looked on at."""
+
+    loss_fn: LossFn[Batch]
+    """For the step to take."""
+    skipped: bool = False
+    """Whether the step changed nothing; the run says so when it is over."""
 
 
 class Watcher(Protocol):
@@ -22,10 +33,14 @@ class Watcher(Protocol):
         """The run is left after this step, a checkpoint is written; keep what goes on from there needs."""
         ...
 
+    def saved(self) -> None:
+        """A checkpoint of this step is made: what was kept for an earlier one is of no more use."""
+        ...
+
     def watching(
         self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
-    ) -> AbstractContextManager[LossFn[Batch]]:
-        """Around one `Engine.step` with these arguments, which takes the loss function that is yielded."""
+    ) -> AbstractContextManager[Watching]:
+        """Around one `Engine.step` with these arguments, which takes the loss function of what is yielded."""
         ...
 
 

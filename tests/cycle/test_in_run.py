@@ -1,7 +1,8 @@
 """In-run scores: of the right documents, none lost or twice, and training never notices."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from synpro_engine.cycle.sections import InRunConfig
 from synpro_engine.cycle.steps import in_run
 from synpro_engine.cycle.steps.in_run import DIRECTION, InRunScores
 from synpro_engine.cycle.summaries.influence import agreement_of_halves
-from synpro_engine.data import Batch, TokenCorpus, TokenLoader, eval_windows
-from synpro_engine.dist import ParallelConfig, Topology, launched
+from synpro_engine.data import IGNORE, Batch, TokenCorpus, TokenLoader, eval_windows
+from synpro_engine.dist import ParallelConfig, Stopped, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.influence import DocumentScore, mean_gradient, read_scores
 from synpro_engine.influence.directions import NoDirectionError
@@ -24,6 +25,7 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint_files import whole_tensors
 from synpro_engine.train.config import MuonConfig, OptimizerConfig, TrainConfig
+from synpro_engine.train.engine import Engine
 from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.trainer import pretrain
 
@@ -64,18 +66,19 @@ def train(
     *,
     config: TrainConfig = TRAIN,
     die_before: int | None = None,
+    changed: Callable[[int, Batch], Batch] = lambda number, batch: batch,
 ) -> dict[str, torch.Tensor]:
-    """Train, watched or not; the weights and moments at the end."""
+    """Train, watched or not; the weights and moments at the end. changed: what becomes of the batch of each step."""
     loader = loader_of(topology, corpus(1))
-    if die_before is not None:
-        deal, given = loader.next_batch, iter(range(die_before))
+    deal, given = loader.next_batch, itertools.count(1)
 
-        def next_batch() -> Batch:
-            if next(given, None) is None:
-                raise Killed
-            return deal()
+    def next_batch() -> Batch:
+        number = next(given)
+        if number - 1 == die_before:
+            raise Killed
+        return changed(number, deal())
 
-        loader.next_batch = next_batch
+    loader.next_batch = next_batch
     log = directory / "scores.jsonl"
     watcher = None if watch is None else InRunScores(watch, log, {"reference": corpus(2)}, topology)
     result = pretrain(build_model(SHAPE, topology), config, loader, directory, watcher=watcher)
@@ -174,6 +177,63 @@ def test_a_killed_run_has_every_score_once_and_the_same(
     watched = [r for r in read_metrics(tmp_path / "killed" / METRICS) if r["kind"] == "in_run"]
     assert [(r["step"], r["scored"]) for r in watched] == [(step, step % 2 == 0) for step in range(1, 9)]
     assert [r["step"] for r in watched if r["direction_seconds"]] == [2, 6]
+
+
+def test_a_direction_that_was_kept_lasts_to_the_next_checkpoint_and_is_renewed_where_a_kill_cut_it_off(
+    topology: Topology, plain: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    def stop(number: int, batch: Batch) -> Batch:
+        topology.watch.wish.signal = "SIGTERM" if number == 5 else None
+        return batch
+
+    def stopped(directory: Path) -> Path:
+        try:
+            with pytest.raises(Stopped):
+                train(topology, directory, WATCH, changed=stop)
+        finally:
+            topology.watch.wish.signal = None
+        return directory / "in-run-direction-5"
+
+    kept = stopped(tmp_path / "stopped")
+    with pytest.raises(Killed):
+        train(topology, tmp_path / "stopped", WATCH, die_before=2)
+    assert (kept / DIRECTION / "manifest.json").exists()
+    assert alike(train(topology, tmp_path / "stopped", WATCH), plain[1])
+    assert not kept.exists()
+    train(topology, tmp_path / "whole", WATCH)
+    ours, theirs = ((tmp_path / name / "scores.jsonl").read_bytes() for name in ("stopped", "whole"))
+    assert ours == theirs
+
+    (stopped(tmp_path / "cut") / DIRECTION / "manifest.json").unlink()
+    assert alike(train(topology, tmp_path / "cut", WATCH), plain[1])
+
+
+def test_a_step_that_changes_nothing_is_not_scored(
+    topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Engine.step
+
+    def refused_once(self: Engine, *given: Any, **settings: Any) -> Any:
+        refused = {"accept": lambda loss, norm: False} if self.step_index == 3 else {}
+        return real(self, *given, **settings | refused)
+
+    monkeypatch.setattr(Engine, "step", refused_once)
+    train(topology, tmp_path, WATCH)
+    assert {record.step for record in read_scores(tmp_path / "scores.jsonl")} == {2, 6, 8}
+    watched = [r for r in read_metrics(tmp_path / METRICS) if r["kind"] == "in_run"]
+    assert [r["step"] for r in watched if r["scored"]] == [2, 6, 8]
+
+
+def test_a_step_without_a_label_shows_no_direction_and_ends_no_run(
+    topology: Topology, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def masked(number: int, batch: Batch) -> Batch:
+        return replace(batch, labels_BS=torch.full_like(batch.labels_BS, IGNORE)) if number == 2 else batch
+
+    train(topology, tmp_path, WATCH, changed=masked)
+    assert {record.step for record in read_scores(tmp_path / "scores.jsonl")} == {4, 6, 8}
+    said = capsys.readouterr()
+    assert "step 2 is not scored: the steps to come have not a single token to predict" in said.out + said.err
 
 
 def test_a_step_that_shows_no_direction_is_told_of_and_not_scored_and_training_goes_on(

@@ -30,6 +30,12 @@ SMALL = [
 @pytest.mark.parametrize(
     ("ranks", "overrides", "message"),
     [
+        (2, ["generator.parallel.tp=2", "influence.estimator=jvp"], "`influence.estimator`: jvp takes whole models"),
+        (
+            1,
+            ["influence.estimator=finite_difference", "probe.kind=walk", "dtype=bfloat16"],
+            "means nothing in bfloat16",
+        ),
         (2, ["generator.parallel.pp=2"], "`generator.parallel.pp`: the generator samples without a pipeline"),
         (2, ["parallel.pp=2"], "`parallel.pp`: the generator samples .* `pretrain.parallel.pp` gives one to"),
         (2, ["pretrain.parallel.pp=2", "pretrain.micro_batch=3"], "`pretrain.micro_batch`: 3 .* the 8 sequences"),

@@ -11,6 +11,7 @@ from synpro_engine.model.model import Model
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.losses import LossTerms
 from synpro_engine.train.metrics import MetricsLog
+from synpro_engine.train.watcher import Watching
 
 
 class Louder:
@@ -25,12 +26,13 @@ class Louder:
     def stop(self) -> None:
         """Nothing to keep."""
 
+    def saved(self) -> None:
+        """Nothing was kept."""
+
     @contextmanager
-    def watching(
-        self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
-    ) -> Iterator[LossFn[Batch]]:
+    def watching(self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int) -> Iterator[Watching]:
         def louder(model: Model, hidden_BSH: Tensor, batch: Batch) -> LossTerms:
             terms = loss_fn(model, hidden_BSH, batch)
             return replace(terms, objective=terms.objective * self._factor, loss=terms.loss * self._factor)
 
-        yield louder if self._engine.step_index + 1 in self._steps else loss_fn
+        yield Watching(louder if self._engine.step_index + 1 in self._steps else loss_fn)

@@ -28,6 +28,7 @@ from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.run_checkpoints import RunCheckpoints
 from synpro_engine.train.run_state import PretrainResult
 from synpro_engine.train.trainer import pretrain
+from synpro_engine.train.watcher import Watching
 from tests.train.louder import Louder
 
 TOY = runpy.run_path(str(Path(__file__).with_name("test_trainer.py")))
@@ -311,7 +312,7 @@ def test_a_fall_back_to_a_higher_loss_ends_as_a_fault_and_no_plateau(topology: T
 
         @contextmanager
         def watching(self, microbatches: Any, loss_fn: Any, denominator: int) -> Iterator[Any]:
-            yield loss_fn
+            yield Watching(loss_fn)
             weights, step = list(self._engine.model.parameters()), self._engine.step_index
             if step == 20:
                 self._kept = [weight.detach().clone() for weight in weights]

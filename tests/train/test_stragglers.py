@@ -20,6 +20,7 @@ from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.losses import LossTerms
 from synpro_engine.train.metrics import METRICS, MetricsLog, read_metrics
 from synpro_engine.train.trainer import pretrain
+from synpro_engine.train.watcher import Watching
 from tests.train import test_trainer as toy
 
 PAUSE_S = 0.5
@@ -37,15 +38,16 @@ class Slow:
     def stop(self) -> None:
         """Nothing to keep."""
 
+    def saved(self) -> None:
+        """Nothing was kept."""
+
     @contextmanager
-    def watching(
-        self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
-    ) -> Iterator[LossFn[Batch]]:
+    def watching(self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int) -> Iterator[Watching]:
         def slower(model: Model, hidden_BSH: Tensor, batch: Batch) -> LossTerms:
             time.sleep(PAUSE_S if self._here else 0.0)
             return loss_fn(model, hidden_BSH, batch)
 
-        yield slower
+        yield Watching(slower)
 
 
 def _train(directory: str, slow: int, cp: int = 1) -> list[str]:

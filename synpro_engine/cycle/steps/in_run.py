@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from synpro_engine.config import remove_directory
+from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.sections import InRunConfig
 from synpro_engine.data import Batch, TokenCorpus, TokenLoader, reference_windows
 from synpro_engine.dist import Topology, on_main, say
@@ -30,6 +31,7 @@ from synpro_engine.influence import (
 from synpro_engine.influence.directions import NoDirectionError
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
+from synpro_engine.train.watcher import Watching
 
 DIRECTION, ALONE = "reference", " alone"
 """In the score log: the name of the direction that all references have together, and what stands behind the name of
@@ -71,18 +73,30 @@ class InRunScores:
             raise ValueError("in-run scores go by document ids, which are unique within one source only")
         self._engine, self._loader, self._metrics = engine, loader, log
         self._log = ScoreLog(self._path, self._topology, resume_step=resume_step)
-        # Rank 0's listing for all: loading a direction is collective.
-        stored = on_main(self._topology, lambda: sorted(map(str, self._path.parent.glob(f"{_RESUMED}-*"))))
-        if resume_step is not None and str(self._resumed_path(resume_step)) in stored:
+        # Rank 0's look for all: loading a direction is collective.
+        if resume_step is not None and on_main(self._topology, lambda: self._is_whole(resume_step)):
             place = self._resumed_path(resume_step)
             self._go_along({name: load_direction(place / name, engine.model) for name in self._names})
-        for path in map(Path, stored):
-            on_main(self._topology, lambda path=path: remove_directory(path))
+        on_main(self._topology, lambda: self._remove(resume_step))
 
     def stop(self) -> None:
         """Keep the direction: the weights that it was made from are gone when the run goes on."""
         for name, direction in (self._along or {}).items():
             save_direction(self._resumed_path(self._engine.step_index) / name, self._engine.model, direction)
+
+    def saved(self) -> None:
+        """The run goes on from this step, should it be killed; a direction of an earlier one is removed."""
+        on_main(self._topology, lambda: self._remove(self._engine.step_index))
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether all directions of a step are there: what a kill cut off is renewed."""
+        return all((self._resumed_path(step) / name / MANIFEST).exists() for name in self._names)
+
+    def _remove(self, but: int | None) -> None:
+        """Remove what was kept at other steps than this one."""
+        for path in self._path.parent.glob(f"{_RESUMED}-*"):
+            if but is None or path != self._resumed_path(but):
+                remove_directory(path)
 
     def _resumed_path(self, step: int) -> Path:
         return self._path.with_name(f"{_RESUMED}-{step}")
@@ -98,10 +112,8 @@ class InRunScores:
         self._in_run = None if directions is None else InRun(self._engine, directions)
 
     @contextmanager
-    def watching(
-        self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int
-    ) -> Iterator[LossFn[Batch]]:
-        """Score the documents of the step in the block, if it is one of those to score."""
+    def watching(self, microbatches: Sequence[Batch], loss_fn: LossFn[Batch], denominator: int) -> Iterator[Watching]:
+        """Score the documents of the step in the block, if it is one of those to score and changes the weights."""
         # The number that the step will have in metrics and log.
         number, renewing = self._engine.step_index + 1, 0.0
         scored = number > self._config.start and number % self._config.every == 0
@@ -116,11 +128,14 @@ class InRunScores:
         if scored and self._in_run is not None:
             examples = [self._examples(batch) for batch in microbatches]
             with self._in_run.watch(microbatches, examples, loss_fn, denominator=denominator) as watched:
-                yield watched.loss_fn
-            # Behind the block: the scores are whole only when the step's backward passes are over.
-            self._log.write(number, watched.scores)
+                watching = Watching(watched.loss_fn)
+                yield watching
+            scored = not watching.skipped  # else nothing was trained on
+            if scored:
+                # Behind the block: the scores are whole only when the step's backward passes are over.
+                self._log.write(number, watched.scores)
         else:
-            yield loss_fn
+            yield Watching(loss_fn)
         seconds = time.perf_counter() - begun
         self._metrics.write("in_run", number, {"scored": scored, "seconds": seconds, "direction_seconds": renewing})
 

@@ -24,6 +24,13 @@ from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.losses import LabelledBatch, LanguageModelLoss, count_labels
 
 
+def label_count(model: Model, batches: Sequence[LabelledBatch]) -> float:
+    """Labels in these batches on all data-parallel ranks. Collective over the job."""
+    topology = model.topology
+    labels = torch.stack([count_labels(batch.labels_BS) for batch in batches]).sum()
+    return float(sum_over(topology.dp, labels.to(topology.device)))
+
+
 def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str | None = None) -> Direction:
     """The gradient, in fp32, of the mean cross-entropy over all labels of `batches` on all data-parallel ranks.
 
@@ -32,9 +39,8 @@ def mean_gradient(model: Model, batches: Sequence[LabelledBatch], *, label: str 
     many batches, of the same shapes, in a pipeline. Raises UserError when there is not a single label.
     """
     topology = model.topology
-    # Counted over the job before anything runs: the mean is over labels, of which each rank may hold another number.
-    labels = torch.stack([count_labels(batch.labels_BS) for batch in batches]).sum()
-    count = float(sum_over(topology.dp, labels.to(topology.device)))
+    # Counted before anything runs: the mean is over labels, of which each rank may hold another number.
+    count = label_count(model, batches)
     # Raised on all ranks or on none, since the sum is the same.
     if count == 0:
         raise UserError("reference data: not a single token to predict")

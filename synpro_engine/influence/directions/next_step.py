@@ -19,7 +19,7 @@ from torch import Tensor
 from synpro_engine.config import UserError
 from synpro_engine.dist import broadcast_object
 from synpro_engine.influence.directions.direction import Direction, displaced, inner
-from synpro_engine.influence.directions.gradient import advancing, mean_direction, mean_gradient
+from synpro_engine.influence.directions.gradient import advancing, label_count, mean_direction, mean_gradient
 from synpro_engine.influence.directions.next_adamw import NextAdamW
 from synpro_engine.influence.directions.next_muon import NextMuon
 from synpro_engine.model.model import Model
@@ -108,10 +108,13 @@ def _unit(model: Model, gradient: Direction, step: NextStep) -> Direction:
 def _typical_update(
     model: Model, step: NextStep, upcoming: Sequence[Sequence[LabelledBatch]], *, show_progress: bool
 ) -> dict[str, Tensor]:
-    """The mean update over steps, by parameter; `step` has taken them in."""
+    """The mean update over steps, by parameter; `step` has taken them in. Steps without a label move nothing."""
     if not upcoming:
         raise ValueError("upcoming: at least one step is needed")
     update: dict[str, Tensor] = {}
+    upcoming = [batches for batches in upcoming if label_count(model, batches)]
+    if not upcoming:
+        raise NoDirectionError("the steps to come have not a single token to predict")
     with advancing(len(upcoming), "typical step" if show_progress else None, "step", model.topology) as advance:
         # Each from theta: their mean stands for one typical step, not for a walk of several.
         for batches in upcoming:

@@ -84,7 +84,7 @@ class InRun:
         labels, by any of the output layers of `LanguageModelLoss` or another that reads through the `Model` it is
         given (RuntimeError or AssertionError where it goes past it); with capture it reads whole rows at once, and with
         prefix it must be one that may as well be computed row by row.
-        A step whose gradient is not finite gives scores that are not finite.
+        Examples that make a step's gradient not finite have scores that are not finite, and the others have theirs.
         """
         assert len(microbatches) == len(examples), (len(microbatches), len(examples))
         reader = self._reader(microbatches, examples)
