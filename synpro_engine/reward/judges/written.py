@@ -11,7 +11,7 @@ import math
 import re
 import string
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,28 +27,33 @@ _LEAST_MASS = 0.5
 _LONGEST = 200
 """Characters of a line that may be an answer with a few words around it."""
 _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
-_LABEL = r"(?:(?:the\s+)?(?:final\s+|overall\s+)*(?:answer|score|rating|label|verdict)\s*(?:is\b)?\s*[:=]?\s*)?"
 _MARKS = r"[\s*_`\"'()\[\]{}.]*"
+# Written so that a run of blanks or marks divides in few ways: each way is tried before a reply is refused.
+_WORDS = (
+    r"(?:(?:the\s+)?(?:final\s+|overall\s+)*(?:answer|score|rating|label|verdict)(?:\s*is\b)?(?:\s*[:=])?"
+    rf"{_MARKS})?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenForm:
     """How a question is put in writing, and what the ways are in which it may be answered.
 
-    words: stand behind the texts. values: what an answer is worth, by the ways in which it may be written (in any
-    case). suffix: what may stand behind an answer, as a pattern.
+    words: stand behind the texts. labels: what an answer is worth, by what the judge is told to write for it. names:
+    the same, by what it may write instead (both in any case). suffix: what may stand behind an answer, as a pattern.
     """
 
     words: str
-    values: Mapping[str, float]
+    labels: Mapping[str, float]
+    names: Mapping[str, float] = field(default_factory=dict)
     suffix: str = ""
 
     @cached_property
     def _written(self) -> re.Pattern[str]:
-        names = "|".join(re.escape(name) for name in sorted(self.values, key=len, reverse=True))
+        names = "|".join(re.escape(way) for way in sorted([*self.labels, *self.names], key=len, reverse=True))
         # A letter with its meaning behind it ("B: Unfaithful_Topic") is one answer, as long as both say the same.
         return re.compile(
-            rf"{_MARKS}{_LABEL}{_MARKS}(?P<first>{names})(?:{_MARKS}[:.)-]+{_MARKS}(?P<second>{names}))?"
+            rf"{_MARKS}{_WORDS}(?P<first>{names})(?:{_MARKS}(?:[:-]+|[.)]){_MARKS}(?P<second>{names}))?"
             rf"{self.suffix}{_MARKS}",
             re.IGNORECASE,
         )
@@ -58,30 +63,39 @@ class WrittenForm:
 
         cut: it was ended by its longest length, so its last line is not the last that the judge wanted to write.
         """
-        text = _THOUGHT.sub("", reply).strip()
-        for part in (text,) if cut else (text, text.rpartition("\n")[2]):
+        text, (by_label, by_name) = _THOUGHT.sub("", reply).strip(), self._worths
+        for part in dict.fromkeys((text,) if cut else (text, text.rpartition("\n")[2])):
             if len(part) <= _LONGEST and (found := self._written.fullmatch(part)) is not None:
-                values = {self._by_name[name.casefold()] for name in found.groups() if name is not None}
+                values = {(by_label | by_name)[name.casefold()] for name in found.groups() if name is not None}
                 return values.pop() if len(values) == 1 else None
         return None
 
     @cached_property
-    def _by_name(self) -> dict[str, float]:
-        return {name.casefold(): value for name, value in self.values.items()}
+    def _worths(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Of labels and of names, without case."""
+        by_label, by_name = ({way.casefold(): worth for way, worth in of.items()} for of in (self.labels, self.names))
+        return by_label, by_name
 
     def weigh(self, probabilities: Mapping[str, float]) -> float | None:
         """The mean over allowed answers, by the probabilities of the tokens that begin them; None for too little."""
         worth, found = list[float](), list[float]()
         for token, probability in probabilities.items():
-            begun = token.strip().casefold()
-            # One token may begin several answers: it counts where these are worth the same.
-            values = {value for name, value in self._by_name.items() if begun and name.startswith(begun)}
+            values = self._begun(token)
             if len(values) == 1 and 0.0 <= probability <= 1.0 + 1e-6:
                 worth.append(probability * values.pop())
                 found.append(probability)
         # Exact sums: the same probabilities in another order are the same value to the last digit.
         mass = math.fsum(found)
         return math.fsum(worth) / mass if mass >= _LEAST_MASS else None
+
+    def _begun(self, token: str) -> set[float]:
+        """What the labels that a token begins are worth, or else the names; it counts where they are worth the same."""
+        begun = token.strip().casefold()
+        # Labels are what was asked for: "B" is the second answer, also where the third is called "bad".
+        for worths in self._worths:
+            if begun and (values := {worth for way, worth in worths.items() if way.startswith(begun)}):
+                return values
+        return set()
 
     def value_of(self, api: str, reply: Mapping[str, Any], *, hard: bool = False) -> float | None:
         """What an endpoint's reply is worth; None where it is of another form, or unreadable. Never raises.
@@ -111,17 +125,19 @@ def written_form(question: QuestionConfig) -> WrittenForm:
     names, worths = question.names, question.worths
     if question.type == "truth":
         words = f"{question.ask}\nAnswer with yes or no alone.\n\nAnswer:"
-        return WrittenForm(words=words, values=dict(zip(names, worths, strict=True)))
+        return WrittenForm(words=words, labels=dict(zip(names, worths, strict=True)))
     if question.type == "choice":
         labels, kind, answer = list(string.ascii_uppercase[: len(names)]), "letter", "Answer"
     else:
         first = int(question.lowest) if question.lowest >= 0 and question.lowest.is_integer() else 1
         labels, kind, answer = [str(first + n) for n in range(len(names))], "number", "Score"
     words = "\n".join([question.ask, *question.told(labels), f"Answer with the {kind} alone.\n\n{answer}:"])
+    by_label, by_name = (dict(zip(ways, worths, strict=True)) for ways in (labels, names))
     # A label that is another answer's name, as the level "2" that comes first, would be read as either.
-    by_name = {} if {n.casefold() for n in names} & {x.casefold() for x in labels} else zip(names, worths, strict=True)
+    if {name.casefold() for name in names} & {label.casefold() for label in labels}:
+        by_name = {}
     suffix = rf"(?:\s*(?:/|out\s+of)\s*{labels[-1]})?" if question.type == "score" else ""
-    return WrittenForm(words=words, values=dict(zip(labels, worths, strict=True)) | dict(by_name), suffix=suffix)
+    return WrittenForm(words=words, labels=by_label, names=by_name, suffix=suffix)
 
 
 def fill(prompt: str, text: str, source: str) -> str:

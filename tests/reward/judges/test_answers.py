@@ -10,6 +10,7 @@ import pytest
 from synpro_engine.config import UserError, load_config
 from synpro_engine.reward import RewardConfig
 from synpro_engine.reward.judges import JudgeConfig, built_in, check_judges
+from synpro_engine.reward.judges.questions import LevelConfig, OptionConfig, QuestionConfig
 from synpro_engine.reward.judges.written import fill, written_form
 from synpro_engine.synth import REFORMAT, REPHRASE, Candidate
 from tests.reward.judges.server import client, texts
@@ -52,6 +53,14 @@ def test_an_answer_is_read_only_where_it_is_one(name: str, reply: str, value: fl
     assert FORMS[name].read(reply) == value
 
 
+def test_what_is_no_answer_is_refused_at_once_however_long_its_runs_of_blanks_and_marks_are() -> None:
+    runs = [f"Score{' ' * 190}high", f"{'*' * 60}4{'.' * 130}x", f"4{').' * 97}x", f"score{' ' * 90}is{'.' * 90}x"]
+    began = time.process_time()
+    assert [FORMS["quality"].read(run) for run in runs] == [None] * len(runs)
+    assert time.process_time() - began < 1.0, "it took a minute"
+    assert FORMS["quality"].read(f"**Score**{' ' * 90}{'*' * 60}4{'.' * 30}") == 4.0
+
+
 def _chat(text: str, *places: dict[str, float]) -> dict[str, Any]:
     content = [
         {"token": next(iter(top)), "top_logprobs": [{"token": t, "logprob": math.log(p)} for t, p in top.items()]}
@@ -80,6 +89,33 @@ def test_a_value_is_the_mean_over_the_allowed_answers_where_there_are_probabilit
     assert quality.value_of("completions", {"choices": [written]}) == pytest.approx(3.0)
     assert quality.value_of("completions", {"choices": [{"text": "4", "logprobs": None}]}) == 4.0
     assert quality.value_of("chat", _chat("4", {"4": 0.5, "5": 0.5}), hard=True) == 4.0
+
+
+GRADES = QuestionConfig(
+    type="choice",
+    ask="How good is the text?",
+    options=(OptionConfig(name="good", worth=1.0), OptionConfig(name="average", worth=0.5), OptionConfig(name="bad")),
+)
+
+
+@pytest.mark.parametrize(
+    ("places", "value"), [({"A": 0.30, "B": 0.15, "C": 0.55}, 0.375), ({" a": 0.51, "b": 0.09, "C": 0.40}, 0.555)]
+)
+def test_a_token_that_begins_a_label_is_no_beginning_of_another_answers_name(
+    places: dict[str, float], value: float
+) -> None:
+    """`A` is good, though `average` begins so; `B` is average, though `bad` does."""
+    form = written_form(GRADES)
+    for token in places:
+        first = {token: places[token]} | places  # the one that was written
+        assert form.value_of("chat", _chat(token.strip(), first)) == pytest.approx(value)
+    assert form.value_of("chat", _chat("Average", {"Av": 0.6, "G": 0.3, "Bad": 0.1})) == pytest.approx(0.6)
+
+
+def test_a_token_that_begins_several_labels_counts_where_these_are_worth_the_same() -> None:
+    levels = tuple(LevelConfig(name=f"level {n}") for n in range(1, 13))
+    form = written_form(QuestionConfig(type="score", ask="How good is the text?", lowest=1.0, levels=levels))
+    assert form.weigh({"1": 0.9, "2": 0.1}) is None and form.weigh({"10": 0.5, "2": 0.5}) == pytest.approx(6.0)
 
 
 DATAMAN = ["Education", *"43543432435"]
