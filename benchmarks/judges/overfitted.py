@@ -85,10 +85,11 @@ def run(steps: int, seed: int) -> list[dict[str, Any]]:
         composer = Composer(
             [WeakJudge(), Match(Embedder(), threshold=None)], {REPHRASE.name: {WEAK: 1.0}}, also=(SOUND,)
         )
+        tokenizer = load_tokenizer(imported.tokenizer)
         tune(
             config, policy=policy, reference_policy=prepare_policy(policy, config),
-            prompter=Prompter(REPHRASE, load_tokenizer(imported.tokenizer), PromptConfig(keep_truncated=True)),
-            slices=list(choose_slices(documents, slicing, seed)), scorer=composer, canary=Canary(composer),
+            prompter=Prompter(REPHRASE, tokenizer, PromptConfig(keep_truncated=True)), scorer=composer,
+            slices=list(choose_slices(documents, slicing, seed)), canary=Canary(composer, tokenizer.encode),
             reward_weights={WEAK: 1.0, SOUND: 0.0}, directory=directory, seed=seed, label="overfitting",
         )  # fmt: skip
         records = read_metrics(directory / METRICS)

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from synpro_engine.reward.agreement import COPY
 from synpro_engine.reward.compose import Composer
-from synpro_engine.reward.entries import JUDGED
 from synpro_engine.reward.examples import ENTRY_FAULTS
 from synpro_engine.reward.measures import auc
 from synpro_engine.reward.planted import FAULTS, Fault, sentences
 from synpro_engine.synth import Candidate
-from synpro_engine.synth.parsed import Entry, Parsed
+from synpro_engine.synth.parsed import Entry
 
 SEES: Mapping[str, tuple[str, ...]] = {
     "quality": ("words shuffled", "sentences shuffled", "loop"),
@@ -70,19 +71,20 @@ class Figures(NamedTuple):
 class Canary:
     """The judges among a composer's rewards, asked about planted faults."""
 
-    def __init__(self, composer: Composer) -> None:
-        judging = composer.judging
+    def __init__(self, composer: Composer, encode: Callable[[str], Sequence[int]]) -> None:
+        """encode: token ids of a text, as candidates have them."""
+        judging, self._encode = composer.judging, encode
         self.names = tuple(judging)
         """Of the judges."""
         self._of_texts = tuple(name for name, each in judging.items() if each == "text")
         self._of_entries = tuple(name for name, each in judging.items() if each == "entry")
-        self._texts, self._entries = (composer.only(names, JUDGED) for names in (self._of_texts, self._of_entries))
+        self._texts, self._entries = (composer.only(names) for names in (self._of_texts, self._of_entries))
 
     def look(self, specimens: Sequence[Specimen]) -> tuple[list[Pair], dict[str, int]]:
         """What each judge makes of the specimens and of their faults, and what remote judges were asked for it."""
         texts = [pair for one in specimens for pair in _of_text(one, self._kinds)] if self._of_texts else []
         entries = [pair for one in specimens for pair in _of_entry(one)] if self._of_entries else []
-        found, asked = list[Pair](), dict[str, int]()
+        found, asked = list[Pair](), Counter[str]()
         # Without any as well: ranks score together, and a judge may be a model that is divided among them.
         for composer, names, planted in (
             (self._texts, self._of_texts, texts), (self._entries, self._of_entries, entries),
@@ -96,16 +98,16 @@ class Canary:
                     key = (candidate.source, candidate.raw)
                     if key not in place:  # a completion stands against each of its faults, and is judged once
                         place[key] = len(wanted)
-                        wanted.append(candidate)
+                        wanted.append(replace(candidate, token_ids=tuple(self._encode(candidate.parsed.text))))
             table = composer.score(wanted, exact=False)
-            asked |= table.asked
+            asked.update(table.asked)  # an endpoint that judges both has one name in either
             found += [
                 Pair(name, kind, *(table.parts[name][place[one.source, one.raw]] for one in (sound, faulty)))
                 for name in names
                 for kind, sound, faulty in planted
                 if name in self._of_entries or kind in _seen_by(name)
             ]
-        return found, asked
+        return found, dict(asked)
 
     @property
     def _kinds(self) -> frozenset[str]:
@@ -125,7 +127,7 @@ def _of_text(specimen: Specimen, kinds: frozenset[str]) -> Iterator[tuple[str, C
     planted[COPY] = candidate.source if candidate.source != text else None
     for kind, faulty in planted.items():
         if kind in kinds and faulty is not None:
-            yield kind, _text(text, candidate.source), _text(faulty, candidate.source)
+            yield kind, _text(candidate, text), _text(candidate, faulty)
 
 
 def _of_entry(specimen: Specimen) -> Iterator[tuple[str, Candidate, Candidate]]:
@@ -141,8 +143,7 @@ def _of_entry(specimen: Specimen) -> Iterator[tuple[str, Candidate, Candidate]]:
             continue
         faulty = _planted(fault, entry.content, near if kind == "splice" else far, f"{specimen.key} {kind}")
         if faulty is not None:
-            sound = _entry(entry, candidate.source)
-            yield kind, sound, _entry(Entry(topic=entry.topic, content=faulty), candidate.source)
+            yield kind, _entry(candidate, entry), _entry(candidate, replace(entry, content=faulty))
 
 
 def _planted(fault: Fault, text: str, other: str, key: str) -> str | None:
@@ -151,13 +152,15 @@ def _planted(fault: Fault, text: str, other: str, key: str) -> str | None:
     return None if faulty is None or not faulty.strip() or faulty.strip() == text.strip() else faulty
 
 
-def _text(text: str, source: str) -> Candidate:
-    return Candidate(operation=JUDGED, source=source, raw=text, parsed=Parsed(ok=True, text=text))
+def _text(candidate: Candidate, text: str) -> Candidate:
+    """Another text in the candidate's place; its token ids are still those of its own."""
+    return replace(candidate, raw=text, parsed=replace(candidate.parsed, text=text))
 
 
-def _entry(entry: Entry, source: str) -> Candidate:
-    parsed = Parsed(ok=True, text=entry.content, entries=(entry,))
-    return Candidate(operation=JUDGED, source=source, raw=str(entry), parsed=parsed)
+def _entry(candidate: Candidate, entry: Entry) -> Candidate:
+    """The same for one entry that stands alone."""
+    parsed = replace(candidate.parsed, text=entry.content, entries=(entry,))
+    return replace(candidate, raw=str(entry), parsed=parsed)
 
 
 def figures(pairs: Sequence[Pair]) -> dict[str, Figures]:

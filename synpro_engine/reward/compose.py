@@ -74,10 +74,10 @@ class Composer:
             for name, r in judges.items()
         }
 
-    def only(self, names: Collection[str], operation: str) -> Composer:
-        """Of the very same rewards these alone, for texts that pass for those of an operation."""
+    def only(self, names: Collection[str]) -> Composer:
+        """Of the very same rewards these alone, measured of every operation that has weights here."""
         chosen = [reward for name, reward in self._rewards.items() if name in names]
-        return Composer(chosen, {operation: dict.fromkeys(names, 1.0)})
+        return Composer(chosen, {operation: {} for operation in self._weights}, also=names)
 
     def score(self, candidates: Sequence[Candidate], *, exact: bool = True) -> RewardTable:
         """Score candidates of any mixture of operations; each reward sees all that it is weighted for at once.

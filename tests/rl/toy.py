@@ -105,7 +105,8 @@ def run(
     reference_policy = prepare_policy(policy, config)
     result = tune(
         config, policy=policy, reference_policy=reference_policy, prompter=Prompter(operation, Letters(), prompt),
-        slices=SLICES, scorer=composer, canary=Canary(composer) if config.judge_canary.every else None,
-        held_out=held_out, reward_weights=WEIGHTS, directory=directory, seed=1, reads=reads,
+        slices=SLICES, scorer=composer,
+        canary=Canary(composer, Letters().encode) if config.judge_canary.every else None, held_out=held_out,
+        reward_weights=WEIGHTS, directory=directory, seed=1, reads=reads,
     )  # fmt: skip
     return result, policy

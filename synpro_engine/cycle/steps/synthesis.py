@@ -202,7 +202,7 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
         slices=slices("train", most, seed),
         scorer=scorer,
         reads=reads,
-        canary=Canary(scorer) if config.judge_canary.every else None,
+        canary=Canary(scorer, tokenizer.encode) if config.judge_canary.every else None,
         # The same ones in each round and for each seed, so that their curves can be compared.
         held_out=slices("validation", 2 * config.held_out.slices, seed=0) if config.held_out.every else None,
         reward_weights=settings.reward.weights(operation.name),
