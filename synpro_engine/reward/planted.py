@@ -14,6 +14,8 @@ Fault = Callable[[str, str, random.Random], str | None]
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'A-Z])")
 _NUMBER = re.compile(r"\b\d[\d,]*\b")
+_LONGEST = 30
+"""Characters of a number; Python converts none of thousands of digits, which a generator may well write."""
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{3,}\b")
 _VERB = re.compile(r"\b(is|are|was|were|has|have|had|will|shall|can|may|must|should|would|could)\b(?! not\b)")
 _REWORDED = (
@@ -64,7 +66,7 @@ def _shuffled(text: str, other: str, chance: random.Random) -> str | None:
 
 
 def _number_swapped(text: str, other: str, chance: random.Random) -> str | None:
-    found = list(_NUMBER.finditer(text))
+    found = [place for place in _NUMBER.finditer(text) if len(place[0]) <= _LONGEST]
     if not found:
         return None
     place = chance.choice(found)

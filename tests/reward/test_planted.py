@@ -58,6 +58,15 @@ def test_a_text_without_a_number_or_a_name_is_left_out_of_these_faults() -> None
     assert len(pairs[COPY]) == 1 and planted_pairs([plain, OTHER], seed=1) == pairs
 
 
+@pytest.mark.parametrize("run", ["9" * 5000, "1,234" * 2000])
+def test_a_run_of_digits_that_is_no_number_is_passed_over(run: str) -> None:
+    swap = FAULTS["number swapped"]
+    assert swap(f"It was {run}.", OTHER, random.Random(0)) is None
+    for seed in range(5):
+        found = swap(f"It was {run} and 340.", OTHER, random.Random(seed))
+        assert found is not None and found.startswith(f"It was {run} and ") and not found.endswith(" 340.")
+
+
 class Counts:
     """Values a text by its length, and gives none for one text."""
 
