@@ -164,14 +164,14 @@ def _known(values_N: Tensor | None) -> Tensor:
 
 
 def _mean_and_std(rows: Sequence[Tensor], axis: Axis, correction: int) -> tuple[float, float]:
-    """Over all tokens of the job. Collective over `axis`."""
+    """Over all tokens of the job; a single one deviates by 0 whatever the correction. Collective over `axis`."""
 
     def over_job(value: float) -> float:
         return math.fsum(gather_objects(axis, value))
 
     count = over_job(float(sum(map(len, rows))))
-    if count <= correction:
+    if not count:
         return 0.0, 0.0
     mean = over_job(math.fsum(float(row.sum()) for row in rows)) / count
     square = over_job(math.fsum(float((row - mean).square().sum()) for row in rows))
-    return mean, math.sqrt(square / (count - correction))
+    return mean, math.sqrt(square / max(1.0, count - correction))

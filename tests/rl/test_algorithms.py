@@ -1,5 +1,6 @@
 """Each published method as a whole: it learns, resumes exactly, and its settings fit together or are refused."""
 
+import math
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_completions_that_were_cut_off_are_compared_with(
     whole, cut = rollout_of(1.0, length=3), replace(rollout_of(0.0, length=1), member=1, masked=True)
     [found, _], _ = with_advantages([whole, cut], [batch], config, {}, topology)
     assert found.advantage == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("divisor", ["n", "n-1"])
+@pytest.mark.parametrize("way", [{"baseline": "batch"}, {"baseline": "critic", "critic": {}}], ids=str)
+def test_a_token_that_is_compared_with_no_other_has_no_advantage(
+    topology: Topology, way: dict[str, Any], divisor: str
+) -> None:
+    settings = {"scale": "batch", "std_divisor": divisor, "group_size": 2, "kl_beta": 0.0, "bad_reward": "drop_group"}
+    batch = replace(batch_of([-1.0] * 2, [1, 1]), value_N=torch.zeros(2))
+    alone, dropped = rollout_of(0.7, length=1), replace(rollout_of(math.nan, length=1), dropped=True)
+    [found, _], _ = with_advantages([alone, dropped], [batch], config_of("grpo", **settings, **way), {}, topology)
+    assert found.advantage == 0.0
 
 
 def rollout_of(reward: float, length: int) -> Rollout:
