@@ -36,7 +36,9 @@ class Endings:
         if not self.texts:
             return None
         assert self.text_of is not None, "strings need a tokenizer"
-        wanted, count = max(map(len, self.texts)) + _MARGIN, 8
+        # The last token may hold the end of a string and a long tail of its own behind it.
+        wanted = max(map(len, self.texts)) + _MARGIN + len(self.text_of(token_ids[-1:]))
+        count = 8
         text = self.text_of(token_ids[-count:])
         # Tokens may be pieces of letters or have no text at all, so that no fixed number of them is enough.
         while len(text) < wanted and count < len(token_ids):

@@ -70,6 +70,13 @@ def test_strings_are_found_behind_tokens_without_text_and_the_first_one_counts()
     assert endings.stopped_by([ord(letter) for letter in "xb"]) is None
 
 
+def test_a_string_is_found_however_much_its_last_token_says_behind_it() -> None:
+    pieces = [*"Question", ":" + "\n" * 16, "", "tion:" + " " * 40]
+    endings = Endings(texts=("Question:",), text_of=lambda ids: "".join(pieces[i] for i in ids))
+    for ids in ([*range(9)], [0, *[9] * 20, *range(1, 9)], [0, 1, 2, 3, *[9] * 10, 10]):
+        assert endings.stopped_by(ids) == "Question:" and endings.stopped_by(ids[:-1]) is None
+
+
 def test_a_loop_is_a_run_that_comes_three_times() -> None:
     def ends_at(ids: Sequence[int], tokens: int = 12) -> int | None:
         watch = LoopWatch(tokens)
