@@ -28,7 +28,7 @@ class Footprint:
     averages: int = 0
     """Averages of the weights that training keeps."""
     apart: bool = False
-    """Whether documents that share a row are kept apart, by a mask."""
+    """Whether documents, or completions, that share a row are kept apart, by a mask."""
     offload_layers: int = 0
     """Layers of the whole model whose activations wait on the host."""
     gpu: bool = False

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
@@ -16,9 +17,11 @@ from synpro_engine.cycle.choice import Machine, choices
 from synpro_engine.cycle.forecast import NEEDED, Cost, Forecast, forecast
 from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.rates import Rates, measured_rates
-from synpro_engine.dist import ParallelConfig, launched
+from synpro_engine.dist import Layout, ParallelConfig, launched
 from synpro_engine.model.build import build_model
+from synpro_engine.model.pretrained import read_shape
 from synpro_engine.train.checkpoint import save_checkpoint
+from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.metrics import METRICS, flops_per_token
 from tests.cli.refusals import refused
 
@@ -201,6 +204,22 @@ def test_weights_that_do_not_train_have_no_gradients_and_are_the_references_too(
     assert whole[reference] == 134_515_008 * 4 and whole[trained] == 4 * whole[reference]
     assert adapters[trained] < last[trained] < whole[trained]
     assert reference not in adapters and 0 == without[reference] < last[reference] < whole[reference]
+
+
+@pytest.mark.parametrize(
+    ("group_size", "micro_batch", "rows", "completions"), [(4, 8, 2, 4), (8, 4, 1, 4), (8, 12, 1, 8)]
+)
+def test_tuning_keeps_the_mask_of_rows_that_completions_of_a_prompt_share(
+    group_size: int, micro_batch: int, rows: int, completions: int
+) -> None:
+    settings = {"group_size": group_size, "micro_batch": micro_batch, "train_last_blocks": "null"}
+    given = ["dtype=float32", *(f"tune.rephrase.{name}={value}" for name, value in settings.items())]
+    recipe, plan = load_recipe("quickstart", given), costs("quickstart", given)
+    generator = read_shape(recipe.generator.source, recipe.generator.seq_len)
+    length = recipe.prompt.max_tokens + completions * recipe.tune["rephrase"].sampling.max_new_tokens
+    plain = Footprint(generator, Layout.of(ParallelConfig(), 1), torch.float32).activations(rows, length)
+    [tuned] = [cost for cost in plan.costs if cost.stage == "round-1/tune-rephrase"]
+    assert tuned.held["activations"] == pytest.approx(plain + 4 * rows * length**2, rel=1e-9)
 
 
 def test_what_waits_on_the_host_counts_in_the_phases_that_need_it() -> None:

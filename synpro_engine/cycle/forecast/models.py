@@ -85,7 +85,10 @@ class Models:
             ),
             teachers=tuple(Footprint(found, own, dtype) for _, found in teachers if not isinstance(found, UserError)),
             judge=Footprint(recipe.model, generators, dtype),
-            generator=None if shape is None else Footprint(shape, generators, dtype, gpu=platform.trains_on_gpu(dtype)),
+            # It is tuned on rows of several completions, which a mask keeps apart.
+            generator=None
+            if shape is None
+            else Footprint(shape, generators, dtype, apart=True, gpu=platform.trains_on_gpu(dtype)),
             in_job={one: Footprint(found, generators, dtype) for one, found in asked.items() if found is not None},
             remarks=tuple(remarks),
         )

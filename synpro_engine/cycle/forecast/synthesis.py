@@ -39,11 +39,12 @@ def tuning(sizes: Sizes, stage: str, operation: str) -> Cost:
     held = {PAGES: config.sampler.cache_mib * 2.0**20, **_judges(sizes, weights)}
     if generator is not None:
         # A prompt is read once for its completions, as many as stand in a micro-batch.
-        read = prompt / min(config.group_size, config.micro_batch) + new
+        together = min(config.group_size, config.micro_batch)
+        read = prompt / together + new
         drawn_from = prompt / held_out.members + new  # a token of what is held out is only read
         passes = texts * read * _passes(config) + drawn * drawn_from / 3
         flops += passes * flops_per_token(generator.model, prompt + new)
-        held |= _policy(config, generator, read)
+        held |= _policy(config, generator, together, prompt + together * new)
     moves = frozenset[str]()
     if config.residency == "parked":
         # Each call of the sampler has pages of its own, unless graphs hold their addresses.
@@ -69,8 +70,8 @@ def _passes(config: TuneConfig) -> float:
     return (1 + again) / 3 + config.updates_per_rollout * (updated + critic)
 
 
-def _policy(config: TuneConfig, generator: Footprint, read: float) -> dict[str, float]:
-    """Memory of the policy, its reference and a critic; read: tokens of a completion, with its part of the prompt."""
+def _policy(config: TuneConfig, generator: Footprint, together: int, length: int) -> dict[str, float]:
+    """Memory of the policy, its reference and a critic; length: of a row, of a prompt and `together` completions."""
     held, reference, last = dict[str, float](), bool(config.kl_beta), config.train_last_blocks
     blocks = last or generator.model.layers
     # What does not train is the reference policy's too; with adapters that is every weight.
@@ -83,12 +84,13 @@ def _policy(config: TuneConfig, generator: Footprint, read: float) -> dict[str, 
     if config.critic is not None:
         trained = config.critic.train_last_blocks
         held[CRITIC] = generator.training if trained is None else generator.partly(trained)
-    held[ACTIVATIONS] = generator.activations(config.micro_batch, math.ceil(read))
+    rows = config.micro_batch // together
+    held[ACTIVATIONS] = generator.activations(rows, length)
     whole = last is None and config.lora is None
-    held[LOGITS] = generator.logits(config.micro_batch, math.ceil(read), trains=whole)
+    held[LOGITS] = generator.logits(rows, length, trains=whole)
     if last is not None and (reference or config.importance is not None):
         # What the blocks that do not train make of a step is kept for its updates.
-        held[ACTIVATIONS] += generator.hidden(config.prompts_per_step * config.group_size * read)
+        held[ACTIVATIONS] += generator.hidden(config.prompts_per_step * config.group_size / together * length)
     return held
 
 
