@@ -22,7 +22,15 @@ from synpro_engine.config import UserError, atomic_write_text, first_line, hash_
 from synpro_engine.data.rows import Rows, rows_of
 from synpro_engine.data.special_tokens import EVERYWHERE, inside
 from synpro_engine.data.tokenizer_files import SETTINGS, TokenizerFiles, read_text
-from synpro_engine.data.tokenizer_json import bare, unknown_id, vocabulary_of, with_special, within_texts, words
+from synpro_engine.data.tokenizer_json import (
+    bare,
+    token_before_texts,
+    unknown_id,
+    vocabulary_of,
+    with_special,
+    within_texts,
+    words,
+)
 
 # Where no file names them. A tokenizer that has chat tokens too (dolma2) still ends documents with the first of these.
 _USUAL_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
@@ -39,10 +47,10 @@ class HFTokenizer:
         self._source, self._eos, self._pad = source, eos, pad
         data, vocabulary = json.loads(source), vocabulary_of(source)
         listed = {entry["content"] for entry in data.get("added_tokens") or [] if entry["special"]}
-        bos = self.files.token("bos_token")
-        named = dict.fromkeys(token for token in (eos, pad, bos, *self.files.extra_tokens) if token in vocabulary)
+        bos, begin = self.files.token("bos_token"), _begin(self.files, data)
+        named = dict.fromkeys(t for t in (eos, pad, bos, begin, *self.files.extra_tokens) if t in vocabulary)
         # Padding stands in no text. Where it is a letter too (`!`), texts must go on having that letter.
-        letter = len(pad) == 1 and pad not in (eos, bos) and pad in words(data)
+        letter = len(pad) == 1 and pad not in (eos, bos, begin) and pad in words(data)
         plain = {pad} if letter else set[str]()
         # A token that only the settings call special is a plain one to the library, and text
         # that spells it would become it.
@@ -64,14 +72,13 @@ class HFTokenizer:
         self._control = self._special | spelt
         self.control_ids = frozenset(self._control.values()) - {unknown}
         self.eos_id, self.pad_id = self._special[eos], vocabulary[pad]
-        self._named_bos_id = self._special.get(bos or "")
-        self.bos_id = self._named_bos_id if _wants_bos(self.files, tokenizer, self._named_bos_id) else None
+        self._named_bos_id, self.bos_id = self._special.get(bos or ""), self._special.get(begin or "")
         # The largest id and not the number of tokens: vocabularies have gaps, and a model needs a row for the last one.
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_ids = self.files.end_ids_below(self.vocab_size)
         self._is_forbidden = np.isin(np.arange(self.vocab_size), list(self._forbidden))
         # What goes beyond the file's own special tokens decides ids too.
-        more = sorted(set(named) - listed - {eos, pad}) + ([] if self.bos_id is None else [f"bos {bos}"])
+        more = sorted(set(named) - listed - {eos, pad}) + ([] if self.bos_id is None else [f"bos {begin}"])
         self.fingerprint = hashlib.sha256("|".join((source, eos, pad, *more)).encode()).hexdigest()
         self._check_letters({eos: "eos_token", bos: "bos_token"})
 
@@ -103,7 +110,9 @@ class HFTokenizer:
                 f" `eos_token` into {SETTINGS} beside it"
             )
         usual = files.token("pad_token") or next((t for t in _USUAL_PAD if t in vocabulary), None)
-        files = files.naming({"eos_token": eos, "pad_token": usual}, chosen)
+        # A begin-of-text that only the post-processor has is put before every text by whoever reads an export.
+        begin = files.token("bos_token") or token_before_texts(json.loads(source))
+        files = files.naming({"bos_token": begin, "eos_token": eos, "pad_token": usual}, chosen)
         files.check_tokens(vocabulary.__contains__)
         # A chosen end must reach the files that models are exported with, which may name others.
         files = files.ending_with(vocabulary[eos]) if chosen["eos_token"] else files
@@ -240,11 +249,11 @@ class HFTokenizer:
         return file
 
 
-def _wants_bos(files: TokenizerFiles, tokenizer: tokenizers.Tokenizer, bos_id: int | None) -> bool:
-    """Whether texts begin with BOS: as the file's post-processor does it, and as the settings say where it has none.
+def _begin(files: TokenizerFiles, data: Mapping[str, Any]) -> str | None:
+    """What texts begin with: as the file's post-processor does it, and as the settings say where it has none.
 
     transformers 5 drops the settings' word where there is a tokenizer.json; transformers 4 does for most classes.
     """
-    if bos_id is None or tokenizer.post_processor is None:
-        return bos_id is not None and bool(files.adds_bos)
-    return tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+    if data.get("post_processor") is not None:
+        return token_before_texts(data)
+    return files.token("bos_token") if files.adds_bos else None

@@ -78,7 +78,7 @@ class TokenizerFiles:
         # pre-tokenizer in place of the file's.
         settings, tokens = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}, dict(self.tokens)
         for key, token in usual.items():
-            if name := chosen[key] or (token if self.token(key) is None else None):
+            if name := chosen.get(key) or (token if self.token(key) is None else None):
                 settings[key] = name
                 tokens |= {key: name} if key in tokens else {}
         return replace(self, settings=settings, tokens=tokens)

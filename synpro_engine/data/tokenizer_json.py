@@ -26,6 +26,16 @@ def bare(source: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def token_before_texts(data: Mapping[str, Any]) -> str | None:
+    """The token that the post-processor puts before a text, the first one of several; None where it puts none there."""
+    # The post-processor alone, with a vocabulary of one word: a text that every file has an id for, and quick to read.
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    found = tokenizers.Tokenizer.from_str(
+        json_text({"post_processor": data.get("post_processor"), "added_tokens": [], "model": model})
+    ).encode("a")
+    return found.tokens[0] if found.sequence_ids[0] is None else None
+
+
 def words(data: Mapping[str, Any]) -> set[str]:
     """The vocabulary without added tokens: a mapping to ids, or Unigram's list of words with scores."""
     return {word if isinstance(word, str) else word[0] for word in data["model"]["vocab"]}

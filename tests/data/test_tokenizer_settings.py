@@ -38,6 +38,43 @@ def test_a_begin_of_text_is_put_as_the_post_processor_does_whatever_the_settings
         assert document_ids(tokenizer, "The mill")[:-1] == theirs("The mill")["input_ids"]
 
 
+@pytest.mark.parametrize("beside", [None, {}, {"bos_token": None, "add_bos_token": False}])
+@pytest.mark.parametrize(
+    ("single", "begins"),
+    [("<|begin|> $A", True), ("<|begin|> $A <|endoftext|>", True), ("$A <|endoftext|>", False), ("$A", False)],
+)
+def test_a_begin_of_text_that_only_the_post_processor_names_is_put_before_texts_and_exported(
+    tmp_path: Path, single: str, begins: bool, beside: dict[str, Any] | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    library = tokenizers.Tokenizer(models.BPE({char: at for at, char in enumerate("ab")}, []))
+    library.add_special_tokens(["<|begin|>", "<|endoftext|>"])
+    specials = [(token, id) for token in ("<|begin|>", "<|endoftext|>") if (id := library.token_to_id(token))]
+    template = processors.TemplateProcessing(single=single, special_tokens=specials)
+    library.post_processor = processors.Sequence([processors.ByteLevel(), template])  # as Llama 3 has it
+    library.save(str(tmp_path / "tokenizer.json"))
+    if beside is not None:
+        _change(tmp_path, "tokenizer_config.json", beside)
+    tokenizer = load_tokenizer(tmp_path)
+    assert document_ids(tokenizer, "ab") == [*([2] if begins else []), 0, 1, 3]
+    assert tokenizer.model_ids["bos_token_id"] == tokenizer.bos_id == (2 if begins else None)
+    tokenizer.save(tmp_path / "export")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "export", local_files_only=True)
+    assert theirs("ab")["input_ids"] == library.encode("ab").ids and theirs.bos_token_id == tokenizer.bos_id
+    assert load_tokenizer(tmp_path / "export").fingerprint == tokenizer.fingerprint
+
+
+def test_an_end_of_text_that_also_begins_texts_is_put_where_the_post_processor_has_it(published: Path) -> None:
+    library = tokenizers.Tokenizer.from_file(str(published / "tokenizer.json"))
+    library.post_processor = processors.TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    library.save(str(published / "tokenizer.json"))
+    _change(published, "tokenizer_config.json", {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"})
+    assert load_tokenizer(published).bos_id is None
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
