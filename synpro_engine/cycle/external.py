@@ -14,7 +14,7 @@ from tqdm import tqdm
 from synpro_engine.config import UserError, versions
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.data.embedded import EMBEDDED_PREFIX
-from synpro_engine.data.sources import Walked, walk_place
+from synpro_engine.data.walking import Walked, walk_place
 from synpro_engine.storage import RemoteFile, is_remote, remembered
 from synpro_engine.storage.stores import find_file
 

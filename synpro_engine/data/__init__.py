@@ -29,7 +29,7 @@ from synpro_engine.data.shards import (
     write_shards,
     write_task_shards,
 )
-from synpro_engine.data.sources import Source, find_source, walk_files
+from synpro_engine.data.sources import Source, find_source
 from synpro_engine.data.split import Split, SplitConfig, split_of, text_key
 from synpro_engine.data.token_files import TokenDocument, TokenFiles, check_ids, find_files
 from synpro_engine.data.tokenizer import (
@@ -40,6 +40,7 @@ from synpro_engine.data.tokenizer import (
     load_tokenizer,
     start_id,
 )
+from synpro_engine.data.walking import walk_files
 from synpro_engine.data.windows import WindowSource, repetition_mask
 from synpro_engine.data.writer import DocumentWriter, write_documents
 from synpro_kernels import IGNORE

@@ -16,7 +16,8 @@ from synpro_engine.config import Config, UserError
 from synpro_engine.data.fields import Fault, Reason, decode, id_at, json_parser, text_at
 from synpro_engine.data.records import Place, Record, count_records, read_records
 from synpro_engine.data.seen import SeenKeys
-from synpro_engine.data.sources import CorpusFile, Source, find_source
+from synpro_engine.data.sources import Source, find_source
+from synpro_engine.data.walking import CorpusFile
 
 Item = TypeVar("Item")
 """What is made of a record."""

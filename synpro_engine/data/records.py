@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from synpro_engine.data.arrow_files import count_rows, read_arrow
 from synpro_engine.data.compressed import line_reader
 from synpro_engine.data.embedded import EMBEDDED_PREFIX, read_embedded
-from synpro_engine.data.sources import CorpusFile, Source
+from synpro_engine.data.sources import Source
 from synpro_engine.data.table_rows import BATCH_ROWS, check_columns, damaged, rows_of_batch
+from synpro_engine.data.walking import CorpusFile
 
 if TYPE_CHECKING:  # slow to import: only a corpus of parquet files pays for it
     import pyarrow

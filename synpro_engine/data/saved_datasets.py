@@ -11,24 +11,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from synpro_engine.config import UserError
+from synpro_engine.data.file_names import check_one_split, path_below
 from synpro_engine.storage import RemoteFile
+from synpro_engine.storage.places import pattern_of
 
 _DICT, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 DESCRIPTIONS = (_DICT, _STATE, _INFO)
 _MOST_BYTES = 1 << 26
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.arrow")
+_SHARD_NUMBER = re.compile(r"-\d{5}-of-\d{5}")
 
 
-def arrow_files_apart(root: str, files: Mapping[str, Path | RemoteFile]) -> set[str]:
+def arrow_files_apart(root: str, files: Mapping[str, Path | RemoteFile], pattern: str = "") -> set[str]:
     """Which `.arrow` files of saved datasets among `files`, by path below `root`, are no part of them.
 
-    UserError, which names the folder or file, where a dataset's file is missing, where rows are chosen by an index, and
-    for several splits of a dataset: which of them are meant?
+    pattern: what the `.arrow` files were chosen by; "" for all. UserError, which names the folder or file, where a
+    dataset's file that it would match is missing, where rows are chosen by an index, and for several splits of a
+    dataset: which of them are meant?
     """
     if not any(path.endswith(".arrow") for path in files):
         return set()
@@ -36,80 +39,62 @@ def arrow_files_apart(root: str, files: Mapping[str, Path | RemoteFile]) -> set[
     for path, file in files.items():
         folder, _, name = path.rpartition("/")
         if name == _DICT:
-            _one_split(root, folder, _read(file).get("splits"), files)
+            _check_one_split(root, folder, _read(file).get("splits"), files, pattern)
         elif name == _STATE:
-            apart.update(_unlisted(root, folder, _read(file), files))
-        elif name == _INFO and _join(folder, _STATE) not in files:
-            apart.update(_of_the_cache(root, folder, _read(file), files))
+            apart.update(_unlisted(root, folder, _read(file), files, pattern))
+        elif name == _INFO and path_below(folder, _STATE) not in files:
+            apart.update(_of_the_cache(root, folder, _read(file), files, pattern))
     return apart
 
 
-def _one_split(root: str, folder: str, splits: Any, files: Mapping[str, Any]) -> None:
+def _check_one_split(root: str, folder: str, splits: Any, files: Mapping[str, Any], pattern: str) -> None:
+    place = path_below(root, folder)
     if not (isinstance(splits, list | None) and all(isinstance(split, str) for split in splits or ())):
-        raise UserError(f"{_join(_join(root, folder), _DICT)}: damaged (`splits` is no list of names)")
-    there = [split for split in splits or () if any(path.startswith(_join(folder, split) + "/") for path in files)]
-    if len(there) > 1:
-        place = _join(root, folder)
-        raise UserError(f"{place}: holds the splits {', '.join(there)}; name one, as {_join(place, there[0])}")
+        raise UserError(f"{path_below(place, _DICT)}: damaged (`splits` is no list of names)")
+    below = {split: path_below(folder, split) + "/" for split in splits or ()}
+    of_split = {split: [path for path in files if path.startswith(begin)] for split, begin in below.items()}
+    there = {split: paths for split, paths in of_split.items() if paths}
+    check_one_split(place, there, pattern, path_below(place, next(iter(there), "")))
 
 
-def _unlisted(root: str, folder: str, state: Mapping[str, Any], files: Mapping[str, Any]) -> Iterator[str]:
+def _unlisted(
+    root: str, folder: str, state: Mapping[str, Any], files: Mapping[str, Any], pattern: str
+) -> Iterator[str]:
     listed = state.get("_data_files")
     if not isinstance(listed, list):
         return  # another program's
-    place = _join(root, folder)
+    place = path_below(root, folder)
     if state.get("_indices_data_files"):
         raise UserError(f"{place}: its rows are chosen by an index, as old versions of datasets kept one; save it anew")
     names = [entry.get("filename") for entry in listed if isinstance(entry, dict)]
-    for name in names:
-        if _join(folder, str(name)) not in files:
-            raise UserError(f"{_join(place, str(name))}: is missing; {_STATE} beside it lists it")
+    matches = pattern_of(pattern).fullmatch if pattern else bool
+    for name in map(str, names):
+        if (path := path_below(folder, name)) not in files and matches(path):
+            raise UserError(f"{path_below(place, name)}: is missing; {_STATE} beside it lists it")
     yield from (path for path in _arrow_in(folder, files) if path.rpartition("/")[2] not in names)
 
 
-def _of_the_cache(root: str, folder: str, info: Mapping[str, Any], files: Mapping[str, Any]) -> Iterator[str]:
+def _of_the_cache(
+    root: str, folder: str, info: Mapping[str, Any], files: Mapping[str, Any], pattern: str
+) -> Iterator[str]:
     splits = info.get("splits")
     if not isinstance(splits, dict):
         return
     of_split: dict[str, list[str]] = {}
     for path in _arrow_in(folder, files):
-        name = path.rpartition("/")[2]
-        shard = _SHARD.fullmatch(name)
-        stem = shard[1] if shard else name.removesuffix(".arrow")
+        stem = _SHARD_NUMBER.sub("", path.removesuffix(".arrow"))
         split = next((split for split in splits if stem.endswith(f"-{split}")), None)
         if split is None:
             yield path  # of `map`, `filter` and the like, or left by a kill
-            continue
-        of_split.setdefault(split, []).append(path)
-        if shard is not None:
-            wanted = {_join(folder, f"{shard[1]}-{at:05d}-of-{shard[3]}.arrow") for at in range(int(shard[3]))}
-            for missing in sorted(wanted - files.keys()):
-                raise UserError(f"{_join(root, missing)}: is missing beside {name}")
-    if len(of_split) > 1:
-        place, first = _join(root, folder), min(of_split)
-        told = f"holds the splits {', '.join(sorted(of_split))}; name one, as {_join(place, f'*-{first}*.arrow')}"
-        raise UserError(f"{place}: {told}")
-
-
-def check_shards(root: str, files: Mapping[str, Any], matches: Callable[[str], object]) -> None:
-    """Refuse `.arrow` files of a pattern, by path below `root`, of which one is missing that their names count.
-
-    matches: whether the pattern has a path; one that it leaves out is not missed. UserError names the file.
-    """
-    named = ((path.rpartition("/")[0], _SHARD.fullmatch(path.rpartition("/")[2])) for path in files)
-    for folder, stem, count in sorted({(folder, shard[1], shard[3]) for folder, shard in named if shard}):
-        for at in range(int(count)):
-            path = _join(folder, f"{stem}-{at:05d}-of-{count}.arrow")
-            if path not in files and matches(path):
-                raise UserError(f"{_join(root, path)}: is missing; others say that there are {int(count)}")
+        else:
+            of_split.setdefault(split, []).append(path)
+    if of_split:
+        place, first = path_below(root, folder), min(of_split)
+        check_one_split(place, dict(sorted(of_split.items())), pattern, path_below(place, f"*-{first}*.arrow"))
 
 
 def _arrow_in(folder: str, files: Mapping[str, Any]) -> list[str]:
     return [path for path in files if path.endswith(".arrow") and path.rpartition("/")[0] == folder]
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder and name else folder or name
 
 
 def _read(file: Path | RemoteFile) -> dict[str, Any]:

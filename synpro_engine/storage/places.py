@@ -7,7 +7,7 @@ refused wherever they stand in one: addresses are recorded and printed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -125,6 +125,22 @@ def split_pattern(text: str) -> tuple[str, str]:
 def pattern_of(wild: str) -> re.Pattern[str]:
     """What relative paths must fully match: `*` stays within one folder, `**` as a whole part leads through any."""
     return re.compile("|".join(f"(?:{_regex(one)})" for one in expanded(wild)), re.DOTALL)
+
+
+def folders_of(wild: str) -> re.Pattern[str]:
+    """What relative paths of folders must fully match for a path below them to match `wild`."""
+    found = (regex for one in expanded(wild) for regex in _folder_regexes(one.split("/")))
+    return re.compile("|".join(dict.fromkeys(found)) or "(?!)", re.DOTALL)
+
+
+def _folder_regexes(parts: Sequence[str]) -> Iterator[str]:
+    for depth, part in enumerate(parts):
+        begin = "/".join(map(_segment, parts[:depth]))
+        if begin:
+            yield begin
+        if part == "**":
+            yield f"{begin}/.+" if begin else ".+"
+            return
 
 
 def _regex(wild: str) -> str:

@@ -125,7 +125,7 @@ def test_a_folder_of_the_cache_is_read_without_what_map_and_filter_made(tmp_path
     told = find_source(cache).remark
     assert "cache-0123456789abcdef.arrow" in told and "tmpabcdef.arrow" in told
     (cache / "name-train-00000-of-00002.arrow").unlink()
-    with pytest.raises(UserError, match=r"name-train-00000-of-00002\.arrow: is missing beside name-train-00001"):
+    with pytest.raises(UserError, match=r"name-train-00000-of-00002\.arrow: is missing; others say that there are 2"):
         find_source(cache)
 
 
@@ -136,6 +136,25 @@ def test_of_several_splits_in_the_cache_one_is_named_by_a_pattern(tmp_path: Path
         find_source(cache)
     assert [text for _, text in read(f"{cache}/*-test*.arrow")] == TEXTS[:3]
     assert [text for _, text in read(f"{cache}/name-train-*.arrow")] == TEXTS[:20]
+    with pytest.raises(UserError, match=told):
+        find_source(f"{cache}/*.arrow")
+
+
+def test_a_pattern_reads_of_a_saved_dataset_what_its_folder_holds(tmp_path: Path) -> None:
+    saved = save_dict(tmp_path / "saved", {"train": table(10), "unsupervised": table(3)})
+    write_stream(saved / "train" / "cache-0123.arrow", table(5))
+    with pytest.raises(UserError, match=rf"{saved}: holds the splits train, unsupervised; name one, as {saved}/train"):
+        find_source(f"{saved}/**/*.arrow")
+    for pattern in (f"{saved}/train/*.arrow", f"{saved}/t*/**"):
+        assert read(pattern) == WANTED[:10]
+        assert any(path.endswith("cache-0123.arrow") for path in find_source(pattern).left_out)
+    both = read(f"{saved}/{{train,unsupervised}}/*.arrow", make_ids=True)
+    assert [text for _, text in both] == TEXTS[:10] + TEXTS[:3]
+    parts = save_to_disk(tmp_path / "parts", table(10), shards=2)
+    (parts / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(UserError, match=r"data-00001-of-00002\.arrow: is missing; state\.json beside it lists it"):
+        find_source(f"{parts}/*.arrow")
+    assert read(f"{parts}/*00000-of*.arrow") == WANTED[:5]
 
 
 def test_a_dataset_that_is_not_what_its_state_says_is_refused(tmp_path: Path) -> None:

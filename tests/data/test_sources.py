@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pyarrow
@@ -86,6 +87,111 @@ def test_a_dead_link_and_a_pipe_are_no_silence(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
     with pytest.raises(UserError, match=r"b\.jsonl:1: cannot be read \(No such file"):
         list(read_documents(tmp_path))
+
+
+SHARDS = [f"train-0000{number}-of-00003.parquet" for number in range(3)]
+HASHED = [f"train-0000{number}-of-00003-{number}0e9f4b1c2d3a576.parquet" for number in range(3)]
+C4 = [f"en/c4-train.0000{number}-of-00003.json.gz" for number in range(3)]
+
+
+def _touch(root: Path, *names: str) -> Path:
+    for name in names:
+        _write(root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "splits", "one"),
+    [
+        ([*SHARDS, "test-00000-of-00001.parquet"], "", "test, train", "train-*.parquet"),
+        ([*HASHED, "validation-00000-of-00001-0123456789abcdef.parquet"], "", "train, validation", "train-*.parquet"),
+        ([*C4, "en/c4-validation.00000-of-00001.json.gz"], "/en", "train, validation", "c4-train.*.json.gz"),
+        (["a/train.jsonl", "a/dev.jsonl", "b.jsonl"], "/a", "dev, train", "train.jsonl"),
+        (["train/00.jsonl.zst", "train/01.jsonl.zst", "val.jsonl.zst"], "", "train, val", "train"),
+        (["x/test/0000.parquet", "x/validation/0000.parquet"], "/x", "test, validation", "test"),
+    ],
+)
+def test_of_several_splits_that_names_tell_one_is_named(
+    tmp_path: Path, names: list[str], place: str, splits: str, one: str
+) -> None:
+    root = _touch(tmp_path / "data", *names)
+    told = rf"^{root}{place}: holds the splits {splits}; name one, as {re.escape(f'{root}{place}/{one}')}$"
+    for source in (str(root), f"{root}/**", f"{tmp_path}/d*/**"):
+        with pytest.raises(UserError, match=told):
+            find_source(source)
+    assert 0 < len(find_source(f"{root}{place}/{one}").files) < len(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-travel.jsonl", "test-drives.jsonl"],  # words of a title
+        ["a-train.jsonl", "b-test.jsonl", "a/train.jsonl", "b/test.jsonl"],  # of two corpora
+        ["train-00000-of-00001.parquet", "README.md", "test.md"],
+    ],
+)
+def test_names_that_tell_no_two_splits_of_a_corpus_are_read_together(tmp_path: Path, names: list[str]) -> None:
+    root = _touch(tmp_path, *names)
+    assert len(find_source(root).files) == sum(not name.endswith(".md") for name in names)
+
+
+def test_several_splits_are_read_where_a_pattern_names_each(tmp_path: Path) -> None:
+    root = _touch(tmp_path, *SHARDS, "test-00000-of-00001.parquet", "x/train/1.jsonl", "x/test/1.jsonl")
+    assert len(find_source(f"{root}/{{train,test}}-*.parquet").files) == 4
+    assert len(find_source(f"{root}/x/{{train,test}}/*").files) == 2
+    with pytest.raises(UserError, match="holds the splits test, train"):
+        find_source(f"{root}/{{x,y}}/*/*")
+
+
+@pytest.mark.parametrize("names", [SHARDS, HASHED, C4, ["00000-of-00003.jsonl.zst", "", "00002-of-00003.jsonl.zst"]])
+def test_a_shard_that_the_names_of_others_count_is_missed(tmp_path: Path, names: list[str]) -> None:
+    root = _touch(tmp_path, names[0], names[2])
+    braces = re.escape("{00000..00000}-of-00003")
+    for source in (str(root), f"{root}/**"):
+        with pytest.raises(UserError, match=rf"00001-of-00003\S*: is missing; others say .* are 3; .* as {braces}"):
+            find_source(source)
+    for source in (f"{root}/**/*{{00000,00002}}*", f"{root}/{{{names[0]},{names[2]}}}"):
+        assert len(find_source(source).files) == 2
+    if names[1]:
+        assert len(find_source(_touch(root, names[1])).files) == 3
+
+
+def test_a_file_that_braces_name_must_be_there(tmp_path: Path) -> None:
+    root = _touch(tmp_path, "p-00.jsonl", "p-01.jsonl", "p-03.jsonl")
+    with pytest.raises(UserError, match=rf"^{root}/p-02\.jsonl: no such file$"):
+        find_source(f"{root}/p-{{00..03}}.jsonl")
+    assert [file.name for file in find_source(f"{root}/p-{{03,00,03}}.jsonl").files] == ["p-00.jsonl", "p-03.jsonl"]
+    with pytest.raises(UserError, match="no such file or directory"):
+        find_source(f"{root}/q-{{00..03}}.jsonl")
+
+
+def test_a_list_in_braces_may_be_longer_than_a_name_of_a_file(tmp_path: Path) -> None:
+    names = [f"a-rather-long-name-{number:03}" for number in range(40)]
+    root = _touch(tmp_path, *(f"{name}.jsonl" for name in names))
+    assert len(find_source(f"{root}/{{{','.join(names)}}}.jsonl").files) == 40
+    assert len(find_source(f"{root}/{{{','.join(names)}}}*").files) == 40
+    with pytest.raises(UserError, match="no such file or directory"):
+        find_source(f"{root}/{'-'.join(names)}.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "looked_into"),
+    [
+        ("*.jsonl", [""]),
+        ("a*/*.jsonl", ["", "a", "ab"]),
+        ("{a,c}/{x,y}/*.jsonl", ["", "a", "a/x"]),
+        ("a/**/*.jsonl", ["a", "a/x", "a/z", "a/z/deep"]),
+        ("*/z/**", ["", "a", "a/z", "a/z/deep", "ab", "b"]),
+    ],
+)
+def test_a_pattern_looks_into_no_folder_that_it_does_not_lead_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, looked_into: list[str]
+) -> None:
+    _touch(tmp_path, "1.jsonl", "a/x/1.jsonl", "a/z/deep/1.jsonl", "ab/1.jsonl", "b/1.jsonl", "a/1.jsonl")
+    listdir, listed = os.listdir, []
+    monkeypatch.setattr(os, "listdir", lambda path: (listed.append(path), listdir(path))[1])
+    find_source(f"{tmp_path}/{pattern}")
+    assert [str(path) for path in listed] == [str(tmp_path / name) for name in looked_into]
 
 
 def test_made_ids_stay_when_other_files_are_added(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from synpro_engine.data import (
 )
 from synpro_engine.data.encoding import batched, in_order
 from synpro_engine.data.records import Place
-from synpro_engine.data.sources import CorpusFile
+from synpro_engine.data.walking import CorpusFile
 
 _CHARS_PER_TOKEN = 4  # about, and only for the size of batches
 
