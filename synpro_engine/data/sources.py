@@ -11,7 +11,7 @@ from synpro_engine.data.compressed import COMPRESSED
 from synpro_engine.data.embedded import EMBEDDED_NAMES, EMBEDDED_PREFIX, embedded_files
 from synpro_engine.data.file_names import check_names, path_below
 from synpro_engine.data.saved_datasets import DESCRIPTIONS, arrow_files_apart
-from synpro_engine.data.walking import CorpusFile, Walked, names_each, walk_place
+from synpro_engine.data.walking import CorpusFile, Walked, names_each, not_read, walk_place
 from synpro_engine.storage import is_remote
 from synpro_engine.storage.places import joined, split_pattern
 from synpro_engine.storage.stores import find_file
@@ -24,7 +24,6 @@ KNOWN = (
 )
 # What tools put beside the data that they describe.
 _DESCRIPTIONS = ("manifest.json", "dataset_infos.json", *DESCRIPTIONS)
-_NAMED = 5  # files that are left out stand in a message by name up to so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +49,7 @@ class Source:
     @property
     def remark(self) -> str:
         """What is left out, in a line for the user; "" for nothing."""
-        if not self.left_out:
-            return ""
-        more = len(self.left_out) - _NAMED
-        return f"{self.name}: not read: {', '.join(self.left_out[:_NAMED])}" + (f" and {more} more" if more > 0 else "")
+        return not_read(self.name, self.left_out)
 
 
 def find_source(name: str | Path) -> Source:

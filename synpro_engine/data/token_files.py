@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
@@ -23,8 +23,8 @@ from synpro_engine.data.records import Place
 from synpro_engine.data.streamed_tokens import StreamedTokens, TokenIds
 from synpro_engine.data.tokenizer import Tokenizer
 from synpro_engine.data.torch_tokens import open_torch_tokens
-from synpro_engine.storage import RemoteFile, file_at_hand, is_remote
-from synpro_engine.storage import find_files as find_stored
+from synpro_engine.data.walking import walk_place
+from synpro_engine.storage import RemoteFile, file_at_hand, is_remote, joined
 from synpro_engine.storage.stores import find_file
 
 _NUMPY = b"\x93NUMPY"
@@ -32,6 +32,9 @@ _ALONE = (".npy", ".pt")
 _ENDINGS = (".bin", ".idx", *_ALONE)
 _BLOCK, _STREAMED_BLOCK = 2**24, 2**20
 _SAMPLE, _FEW = 2**16, 16
+
+_Found: TypeAlias = tuple[list["TokenFile"], tuple[str, ...]]
+"""Files of a place, and what of it is passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,15 @@ class TokenFile:
         return self.tokens if self.index is None else self.index
 
 
+class FoundTokens(NamedTuple):
+    """What lies at the places of token files."""
+
+    named: list[tuple[str, TokenFile]]
+    """The files, each with the name that its documents' ids begin with, sorted by that name."""
+    left_out: tuple[str, ...]
+    """Paths of what is not read below a directory, with it where there are several places; a folder ends in `/`."""
+
+
 class TokenFiles:
     """All documents of one or several places (see `find_files`), as often as they are asked for."""
 
@@ -73,9 +85,12 @@ class TokenFiles:
 
         held_out: places of more files, which are read behind the others, and whose names begin with `validation/`.
         """
-        self._files, self._tokenizer = find_files(paths), tokenizer
-        self._held_out = len(self._files)
-        self._files += [(f"validation/{name}", file) for name, file in (find_files(held_out) if held_out else [])]
+        found, more = find_files(paths), find_files(held_out) if held_out else FoundTokens([], ())
+        self._files, self._held_out = found.named, len(found.named)
+        self._files += [(f"validation/{name}", file) for name, file in more.named]
+        self.left_out = found.left_out + more.left_out
+        """What of their directories is hidden or no file, and so not read."""
+        self._tokenizer = tokenizer
         for _, file in self._files:  # a damaged one should end this before hours were spent on the others
             _open(file, tokenizer)
 
@@ -120,8 +135,8 @@ def check_ids(document: TokenDocument, tokenizer: Tokenizer) -> None:
             )
 
 
-def find_files(paths: Sequence[str]) -> list[tuple[str, TokenFile]]:
-    """The token files of `paths`, each with the name that its documents' ids begin with, sorted by that name.
+def find_files(paths: Sequence[str]) -> FoundTokens:
+    """The token files of `paths`.
 
     A path is a prefix of `.bin` and `.idx` or one of the two, an `.npy` or `.pt` file, or a directory with such
     files at any depth; or an address of one of these. Names are paths below the directory; below the common one where
@@ -132,7 +147,8 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, TokenFile]]:
     if any(remote) and not all(remote):
         raise UserError(f"{paths[remote.index(True)]}: lies in a store and {paths[remote.index(False)]} does not; give"
                         " files of one kind of place")  # fmt: skip
-    files = [file for path in paths for file in (_stored_files_of(path) if remote[0] else _files_of(Path(path)))]
+    places = [_stored_files_of(path) if remote[0] else _files_of(Path(path)) for path in paths]
+    files = [file for found, _ in places for file in found]
     single = len(paths) == 1 and (
         Path(paths[0]).is_dir() or all(str(f.named).startswith(f"{paths[0]}/") for f in files)
     )
@@ -150,30 +166,41 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, TokenFile]]:
                 f"{path}: documents of this name come from {named[name].named} already; name each file once"
             )
         named[name] = file
-    return sorted(named.items())
+    left_out = [
+        path if len(paths) == 1 else joined(place, path)
+        for place, (_, passed) in zip(paths, places, strict=True)
+        for path in passed
+    ]
+    return FoundTokens(sorted(named.items()), tuple(left_out))
 
 
-def _files_of(path: Path) -> list[TokenFile]:
+def _files_of(path: Path) -> _Found:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _ENDINGS and file.is_file())
-    else:
-        pair = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-        pairs = [file for suffix in (".bin", ".idx") if (file := Path(f"{pair}{suffix}")).is_file()]
-        files = [path] if path.suffix in _ALONE and path.is_file() else pairs
-    return _paired(str(path), {str(file): file for file in files})
+        return _walked(str(path))
+    pair = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    pairs = [file for suffix in (".bin", ".idx") if (file := Path(f"{pair}{suffix}")).is_file()]
+    return _paired(str(path), [path] if path.suffix in _ALONE and path.is_file() else pairs), ()
 
 
-def _stored_files_of(address: str) -> list[TokenFile]:
+def _stored_files_of(address: str) -> _Found:
     files = [find_file(address)] if address.endswith(_ALONE) else []
     if not any(files):
         pair = address[:-4] if address.endswith((".bin", ".idx")) else address
         files = [find_file(f"{pair}{suffix}") for suffix in (".bin", ".idx")]
     if not any(files):
-        files = sorted(find_stored(address), key=lambda file: file.address.split("/"))
-    return _paired(address, {str(file): file for file in files if file is not None and file.suffix in _ENDINGS})
+        return _walked(address)
+    return _paired(address, [file for file in files if file is not None]), ()
 
 
-def _paired(place: str, files: Mapping[str, Path | RemoteFile]) -> list[TokenFile]:
+def _walked(place: str) -> _Found:
+    """Of a directory or a prefix, by the same walk that its fingerprint is taken by."""
+    walked = walk_place(place)
+    found, left_out = ((), ()) if walked is None else (walked.files, walked.left_out)
+    return _paired(place, [file for file in found if file.suffix in _ENDINGS]), left_out
+
+
+def _paired(place: str, ends: Sequence[Path | RemoteFile]) -> list[TokenFile]:
+    files = {str(file): file for file in ends}
     if not files:
         raise UserError(
             f"{place}: no token files there (a prefix of .bin and .idx, .npy, .pt, or a directory of these)"

@@ -15,6 +15,7 @@ from synpro_engine.storage.places import expanded, folders_of, joined, pattern_o
 from synpro_engine.storage.stores import find_file
 
 CorpusFile: TypeAlias = Path | RemoteFile
+_NAMED = 5  # files that are left out stand in a message by name up to so many
 _ASKED = 16  # files of a store that are asked for together
 
 
@@ -35,6 +36,13 @@ class Walked:
         if isinstance(file, Path):
             return _below(file, Path(self.root))
         return file.address.removeprefix(self.root).lstrip("/")
+
+
+def not_read(name: str, left_out: Sequence[str]) -> str:
+    """What of a place is left out, in a line for the user; "" for nothing."""
+    more = len(left_out) - _NAMED
+    told = f"{name}: not read: {', '.join(left_out[:_NAMED])}" + (f" and {more} more" if more > 0 else "")
+    return told if left_out else ""
 
 
 def walk_place(name: str) -> Walked | None:

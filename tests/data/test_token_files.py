@@ -14,6 +14,7 @@ import torch
 from synpro_engine.cli.main import main
 from synpro_engine.config import UserError
 from synpro_engine.config.journal import Journal
+from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.run_layout import documents_path
 from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
 from synpro_engine.cycle.settings import TokenizeSettings
@@ -115,6 +116,33 @@ def test_sub_folders_and_several_paths_are_read_in_the_order_of_their_names(tmp_
     assert several == whole  # the names do not depend on how they were given
     with pytest.raises(UserError, match=r"name each file once"):
         _found([tmp_path / "a", tmp_path / "a" / "tokens"])
+
+
+def test_token_files_are_those_that_a_fingerprint_is_taken_of(tmp_path: Path) -> None:
+    root, real = tmp_path / "corpus", tmp_path / "elsewhere"
+    np.array([5, 0], np.uint16).tofile(_parent(real / "linked.npy"))
+    np.array([6, 0], np.uint16).tofile(_parent(root / "a.npy"))
+    (root / "link").symlink_to(real)
+    before = fingerprint(str(root))
+    for hidden in (root / ".ipynb_checkpoints" / "a.npy", root / "._a.npy", root / "_b" / "b.npy"):
+        np.array([7, 0], np.uint16).tofile(_parent(hidden))
+    (root / "up").symlink_to(root)
+    assert _found(root) == {"a:0": [6], "link/linked:0": [5]}
+    assert fingerprint(str(root)) == before
+    assert TokenFiles([str(root)], Letters()).left_out == ("._a.npy", ".ipynb_checkpoints/", "_b/", "up/")
+    several = TokenFiles([str(root / "a.npy"), str(real)], Letters(), [str(root)])
+    assert several.left_out == ("._a.npy", ".ipynb_checkpoints/", "_b/", "up/")
+    (real / "linked.npy").write_bytes(b"\5\0\1\0\0\0")
+    assert fingerprint(str(root)) != before and len(_found(root)) == 2
+    (real / "linked.npy").unlink()
+    (root / "dead.npy").symlink_to(real / "linked.npy")
+    with pytest.raises(UserError, match=r"dead\.npy: damaged or unreadable"):
+        _found(root)
+
+
+def _parent(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _raw(dtype: Any) -> Callable[[Path, list[int]], None]:

@@ -31,9 +31,9 @@ def train_tokens(recipe: Recipe) -> tuple[float | None, list[str]]:
         if corpus.shards is None:
             tokens = sum(map(_characters, find_source(corpus.source).files)) / CHARS_PER_TOKEN
         else:
-            shards = (file.tokens for _, file in find_files(corpus.shard_paths))
+            shards = (file.tokens for _, file in find_files(corpus.shard_paths).named)
             tokens = sum(file.stat().st_size for file in shards) / id_bytes(recipe.model.vocab_size)
-    except UserError as error:
+    except (UserError, OSError) as error:  # a link that leads nowhere
         known = "taken to be the cap" if cap is not None else "not known without `corpus.max_train_tokens`"
         return cap, [f"{error}: the size of the corpus is {known}"]
     tokens *= corpus.split.train

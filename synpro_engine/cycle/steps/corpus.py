@@ -42,6 +42,7 @@ from synpro_engine.data import (
     open_shards,
     read_tasks,
 )
+from synpro_engine.data.walking import not_read
 from synpro_engine.data.writer import written_documents
 from synpro_engine.dist import Topology, on_main, progress, say
 from synpro_engine.evaluate import Overlap, measure_overlap
@@ -140,13 +141,15 @@ def _copy_shards(tokens: Tokens, tell: Callable[[str], object]) -> CorpusAccount
         raise UserError("`tokenizer.path`: is missing; `corpus.shards` needs the tokenizer that made the tokens")
     tokenizer = _fitting(tokens.given_tokenizer(settings.tokenizer.path), settings)
     source = TokenFiles(corpus.shard_paths, tokenizer, corpus.validation_paths)
+    if remark := not_read("`corpus.shards`", source.left_out):
+        tell(remark)
 
     def batches(sinks: Mapping[Split, Sink], journal: Journal, on_bytes: Callable[[int], object]) -> Iterator[Batch]:
         intake = Intake(journal, tokens.into, tokens.work, corpus, settings.seed)
         return token_batches(source, tokenizer, tokens.threads, intake, sinks, on_bytes)
 
     read = tokens.read(tokenizer, source.bytes, batches)
-    account = CorpusAccount(**read["account"], files=source.files, files_not_read=())
+    account = CorpusAccount(**read["account"], files=source.files, files_not_read=source.left_out)
     _check(account, corpus, tell)
     tokens.finish(tokenizer, read["text_bytes"])
     return account
