@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from synpro_engine.data.table_rows import BATCH_ROWS, check_columns, damaged, rows_of_batch
+from synpro_engine.data.table_rows import check_columns, damaged, rows_of_batch
 from synpro_engine.storage import RemoteFile
 
 if TYPE_CHECKING:  # slow to import
@@ -48,10 +48,9 @@ def read_arrow(
         _, batches = _reader(source, is_stream, columns or [0])
         for batch in batches:
             _validate(batch)
-            for first in range(0, batch.num_rows, BATCH_ROWS):
-                for content in rows_of_batch(file, batch.slice(first, BATCH_ROWS)):
-                    row += 1
-                    yield content if isinstance(content, bytes) else {**others, **content}
+            for content in rows_of_batch(file, batch):
+                row += 1
+                yield content if isinstance(content, bytes) else {**others, **content}
             place = source.tell()
             on_bytes(max(0, place - told))
             told = max(told, place)

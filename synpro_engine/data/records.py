@@ -15,7 +15,7 @@ from synpro_engine.data.arrow_files import count_rows, read_arrow
 from synpro_engine.data.compressed import line_reader
 from synpro_engine.data.embedded import EMBEDDED_PREFIX, read_embedded
 from synpro_engine.data.sources import Source
-from synpro_engine.data.table_rows import BATCH_ROWS, check_columns, damaged, rows_of_batch
+from synpro_engine.data.table_rows import check_columns, damaged, rows_of_batch, rows_together
 from synpro_engine.data.walking import CorpusFile
 
 if TYPE_CHECKING:  # slow to import: only a corpus of parquet files pays for it
@@ -121,8 +121,7 @@ def _read_rows(
         columns = _columns(file, opened, fields, may_nest)
         # Names alone, for a message that says what there is instead of a field that is missing.
         others = {} if len(columns) == len(fields) else dict.fromkeys(opened.schema_arrow.names)
-        # A batch and not a row group, which may be a gigabyte: what is held does not depend on how a file was written.
-        for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+        for batch in _batches(opened, columns):
             for content in rows_of_batch(file, batch):
                 row += 1
                 yield content if isinstance(content, bytes) else {**others, **content}
@@ -133,6 +132,14 @@ def _read_rows(
         if row != opened.metadata.num_rows:
             raise damaged(file, row + 1, f"{row} rows, but its footer says {opened.metadata.num_rows}", _KIND)
         on_bytes(size - told)
+
+
+def _batches(opened: pyarrow.parquet.ParquetFile, columns: Sequence[str]) -> Iterator[pyarrow.RecordBatch]:
+    """Rows by megabytes and not by groups, which may be a gigabyte; at the least a page of each column is held."""
+    for group in range(opened.num_row_groups):
+        told = opened.metadata.row_group(group)
+        together = rows_together(told.num_rows, told.total_byte_size)
+        yield from opened.iter_batches(batch_size=together, row_groups=[group], columns=columns)
 
 
 @contextmanager

@@ -10,7 +10,12 @@ from synpro_engine.config import UserError
 if TYPE_CHECKING:  # slow to import: only a corpus of tables pays for it
     import pyarrow
 
-BATCH_ROWS = 1024
+_BATCH_ROWS, _BATCH_BYTES = 1024, 1 << 22
+
+
+def rows_together(rows: int, size: int) -> int:
+    """How many of so many rows, of `size` bytes in all, are held at once: some megabytes of them, and at least one."""
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows // max(1, size)))
 
 
 def rows_of_batch(file: object, batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | bytes]:
@@ -18,6 +23,12 @@ def rows_of_batch(file: object, batch: pyarrow.RecordBatch) -> Iterator[dict[str
 
     UserError, which names the file, for a column of a type that Python has no value for.
     """
+    together = rows_together(batch.num_rows, batch.nbytes)
+    for first in range(0, batch.num_rows, together):
+        yield from _converted(file, batch.slice(first, together))
+
+
+def _converted(file: object, batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | bytes]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:  # one of them; found one by one

@@ -264,6 +264,24 @@ def test_memory_grows_neither_with_a_parquet_file_nor_with_its_row_groups(tmp_pa
     assert max(pyarrow.total_allocated_bytes() - before for _ in documents) < 20e6
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_memory_does_not_grow_with_how_much_a_row_weighs(tmp_path: Path, kind: str) -> None:
+    path, long = tmp_path / f"long.{kind}", pyarrow.table({"text": [f"{n} " + "x" * (1 << 20) for n in range(100)]})
+    if kind == "parquet":
+        # In pages of a few rows: one is read as a whole.
+        pyarrow.parquet.write_table(long, path, compression="none", use_dictionary=False, write_batch_size=4)
+    else:
+        write_stream(path, long, rows=4)
+    del long
+    tracemalloc.start()
+    before = pyarrow.total_allocated_bytes()
+    documents = read_documents(path, ReadConfig(make_ids=True))
+    most = max(pyarrow.total_allocated_bytes() - before for _ in documents)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 30e6 and peak < 30e6
+
+
 @pytest.mark.slow
 def test_what_datasets_itself_writes_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
