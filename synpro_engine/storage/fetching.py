@@ -23,10 +23,17 @@ _TOGETHER = 4  # files
 
 
 def cache_folder() -> Path:
-    """Where what is brought from stores is kept."""
-    own = os.environ.get("SYNPRO_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own) if own else base / "synpro_engine"
+    """Where what is brought from stores is kept; UserError where nothing says where."""
+    if own := os.environ.get("SYNPRO_CACHE"):
+        return Path(own)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base, "synpro_engine")
+    try:
+        return Path.home() / ".cache" / "synpro_engine"
+    except RuntimeError:
+        raise UserError(
+            "SYNPRO_CACHE: is not set, and this user has no home; it names the folder of the cache"
+        ) from None
 
 
 def listing_key(files: Mapping[str, RemoteFile]) -> str:

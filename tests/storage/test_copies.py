@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pwd
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from synpro_engine.config import UserError, write_manifest
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.storage import at_hand, put_directory, writing_to
-from synpro_engine.storage.fetching import file_at_hand
+from synpro_engine.storage.fetching import cache_folder, file_at_hand
 from synpro_engine.storage.stores import find_file
 from tests.s3 import Bucket, Fault, Request, moto, s3  # noqa: F401
 
@@ -30,6 +31,22 @@ def test_an_export_that_fails_leaves_nothing_at_its_place(s3: Bucket) -> None:  
             assert s3.listed() == ["models/.begun"]
             raise UserError("no model")
     assert not s3.listed()
+
+
+def test_a_user_without_a_home_is_told_to_name_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "SYNPRO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(UserError, match=r"^SYNPRO_CACHE: is not set, and this user has no home"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "synpro_engine"
+    monkeypatch.setenv("SYNPRO_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
 
 
 @pytest.mark.parametrize("mark", [b"a copy was begun here", b'{"files": ["x"]}', b'{"files": 5}', b"\xff"])
