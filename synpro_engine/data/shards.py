@@ -180,14 +180,9 @@ def write_task_shards(
     def encoded() -> Iterator[_Tokens]:
         too_long, fits = None, False
         for task in tasks:
-            if len(task.parts) == 1:  # plain text: all of it counts, in pieces that fit
+            if len(task.parts) == 1:
                 fits = True
-                ids = document_ids(tokenizer, task.parts[0].text)
-                for at in range(0, max(1, len(ids) - 1), max(1, longest - 1)):
-                    piece, fresh = ids[at : at + longest], int(at > 0)
-                    # Pieces share a token, so that each one is a target once, behind the one it follows.
-                    learnt = [at == 0] + [True] * (len(piece) - 1)
-                    yield _Tokens(task.id, piece, len(tokenizer.decode(piece[fresh:]).encode()), learnt)
+                yield from _pieces(task.id, task.parts[0].text, tokenizer, longest)
                 continue
             try:
                 ids, learnt, text_bytes = task.encode(tokenizer, longest)
@@ -206,12 +201,23 @@ def write_task_shards(
 
 
 class _Tokens(NamedTuple):
-    """A document on its way into a shard, with its EOS; bytes of its text in UTF-8."""
+    """A document or a piece of one on its way into a shard; bytes in UTF-8 of what text it brings."""
 
     id: str
     ids: list[int]
     text_bytes: int
     learnt: list[bool] | None = None
+
+
+def _pieces(id: str, text: str, tokenizer: Tokenizer, longest: int) -> Iterator[_Tokens]:
+    """Plain text, all of which counts, in pieces that fit; its bytes are told with the first."""
+    # Not of each piece by what it decodes to: one that ends within a character has other bytes than its text.
+    ids, text_bytes = document_ids(tokenizer, text), len(text.encode())
+    for at in range(0, max(1, len(ids) - 1), max(1, longest - 1)):
+        piece = ids[at : at + longest]
+        # Pieces share a token, so that each one is a target once, behind the one it follows.
+        learnt = [at == 0] + [True] * (len(piece) - 1)
+        yield _Tokens(id, piece, 0 if at else text_bytes, learnt)
 
 
 def _write_artifact(documents: Iterable[_Tokens], tokenizer: Tokenizer, path: Path, seed: int | None) -> ShardStats:

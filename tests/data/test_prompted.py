@@ -36,7 +36,7 @@ class Bytes:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode()
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
 
 
 def write(path: Path, *records: dict[str, Any]) -> Path:
@@ -144,6 +144,13 @@ def test_plain_text_is_cut_where_a_window_ends_and_all_of_it_counts(tmp_path: Pa
     ]
     stream = [256, *b"abcdefghij", 256]
     assert pairs == list(itertools.pairwise(stream)), "each behind the one it follows, the end too"
+
+
+@pytest.mark.parametrize("longest", [2, 5, 6, 64])
+def test_bytes_of_plain_text_are_its_own_wherever_it_is_cut(tmp_path: Path, longest: int) -> None:
+    text = "สวัสดีครับ and é"  # most ends of pieces are within a character
+    stats = write_task_shards([Task("a", (Part(text, True),))], Bytes(), tmp_path / "s", longest)
+    assert stats.text_bytes == open_shards(tmp_path / "s", Bytes()).text_bytes == len(text.encode())
 
 
 def test_windows_that_are_filled_up_are_not_taken_for_repetitions(tmp_path: Path) -> None:
