@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from synpro_engine.config import UserError, validate
@@ -51,9 +52,8 @@ class Numbers:
         """All of them in order; None where they are not countable, or not evenly spread."""
         if self.log or (self.step is None and not self.whole):
             return None
-        step = self.step or 1
-        # From the low end each, so that errors of rounding do not add up.
-        return tuple(self.low + step * n for n in range(round((self.high - self.low) / step) + 1))
+        low, high, step = map(_exact, (self.low, self.high, self.step or 1))
+        return tuple(type(self.low)(low + step * n) for n in range(int((high - low) / step) + 1))
 
     @property
     def edges(self) -> tuple[Value, ...]:
@@ -150,12 +150,17 @@ def _numbers(key: str, low: str, high: str, scale: str | None, *, where: str) ->
         if scale and ends[0] <= 0:
             raise UserError(f"{where}: `{key}`: a range with :log begins above 0, not at {low}")
         return Numbers(key=key, low=ends[0], high=ends[1], log=scale is not None)
-    if not re.fullmatch(_NUMBER, scale) or not 0 < _number(scale) <= ends[1] - ends[0]:
+    first, span = _exact(ends[0]), _exact(ends[1]) - _exact(ends[0])
+    if not re.fullmatch(_NUMBER, scale) or not 0 < float(scale) < math.inf or (by := _exact(_number(scale))) > span:
         raise UserError(f"{where}: `{key}`: `:{scale}` is neither :log nor a step above 0 that fits the range")
-    step = _number(scale)
-    # Down to the last one that is reached; a hair more, for 0.3 / 0.1 is below 3.
-    last = ends[0] + step * math.floor((ends[1] - ends[0]) / step + 1e-9)
-    return Numbers(key=key, low=ends[0], high=_number(repr(last)), step=step)
+    last = first + by * (span // by)  # the last one that is reached
+    high = int(last) if last.denominator == 1 else float(last)
+    return Numbers(key=key, low=ends[0], high=high, step=_number(scale))
+
+
+def _exact(value: float) -> Fraction:
+    """A number as it is written in decimals: in those, 0.1 + 2 * 0.1 is 0.3."""
+    return Fraction(repr(value))
 
 
 def _number(text: str) -> int | float:

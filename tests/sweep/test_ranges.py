@@ -56,6 +56,7 @@ def test_a_range_is_read_as_it_is_written(text, range_):
         (f"{LR}=1e-3..", f"`{LR}`: '1e-3..' is no range"),
         (f"{LR}=1..1e999", f"`{LR}`: 1..1e999 has no end"),
         (f"{LR}=1..2:5", f"`{LR}`: `:5` is neither :log nor a step"),
+        (f"{LR}=1..2:1e999", f"`{LR}`: `:1e999` is neither :log nor a step"),
         (f"{LR}=1..2:lin", f"`{LR}`: `:lin` is neither :log nor a step"),
         (f"{LR}=[1],[2]", f"`{LR}`: choices are texts, numbers"),
         (f"{LR}=1,x", f"`{LR}`: Input should be a valid number, got 'x'"),
@@ -76,6 +77,23 @@ def test_what_is_no_range_of_a_setting_is_refused_in_one_line_that_names_it(text
     with pytest.raises(UserError) as fault:
         ranges_of([text], SMOKE)
     assert str(fault.value).startswith(f"--over {text}: ") and told in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("span", "values"),
+    [
+        ("0.1..0.3:0.1", (0.1, 0.2, 0.3)),
+        ("0.1..0.35:0.1", (0.1, 0.2, 0.3)),
+        ("0.1..0.3:0.2", (0.1, 0.3)),
+        ("0.9..0.95:0.01", (0.9, 0.91, 0.92, 0.93, 0.94, 0.95)),
+        ("1e-7..4e-7:1e-7", (1e-7, 2e-7, 3e-7, 4e-7)),
+        ("0..1:0.5", (0.0, 0.5, 1.0)),
+    ],
+)
+def test_numbers_of_a_range_with_a_step_have_the_decimals_that_were_typed(span, values):
+    [found] = ranges_of([f"{DECAY}={span}"], SMOKE)
+    assert found.values == values and found.edges == (values[0], values[-1])
+    assert all(isinstance(value, float) for value in found.values)
 
 
 def test_two_ranges_of_a_setting_are_refused():
