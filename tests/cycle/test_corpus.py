@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from synpro_engine.cycle.recipe_files import load_recipe
 from synpro_engine.cycle.run_layout import ACCOUNT, LEFT_OUT, documents_path
 from synpro_engine.cycle.sections import CorpusConfig, TokenizerConfig
 from synpro_engine.cycle.settings import TokenizeSettings
-from synpro_engine.cycle.steps import stream
+from synpro_engine.cycle.steps import stream, tokens
 from synpro_engine.cycle.steps.accepted import Provenance
 from synpro_engine.cycle.steps.corpus import build_corpus, open_split
 from synpro_engine.cycle.steps.evaluation import slice_of, source_texts
 from synpro_engine.cycle.steps.intake import SPLITS
 from synpro_engine.data import SplitConfig, load_tokenizer, ngrams, read_documents, text_key, train_sentencepiece
+from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from synpro_engine.evaluate import overlap
 
 SHARES = SplitConfig(train=0.6, reference=0.2, validation=0.2)
@@ -174,6 +176,25 @@ def test_no_documents_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     assert peak(400) < 1.3 * peak(80)
     assert peak(400, max_train_tokens=9000) < 1.3 * peak(80, max_train_tokens=9000)
+
+
+def test_a_vocabulary_is_trained_on_text_however_long_the_first_document_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 5_000
+    monkeypatch.setattr(tokens, "_VOCABULARY_CHARS", limit)
+    seen: list[str] = []
+
+    def train(texts: Iterable[str], *settings: Any) -> SentencePieceTokenizer:
+        seen.extend(texts)
+        return train_sentencepiece(seen, *settings)
+
+    monkeypatch.setattr(tokens, "train_sentencepiece", train)
+    texts = [" ".join(_texts(30, words=60)[n:]) for n in range(8)]  # all of them are longer
+    source = _write(tmp_path / "docs.jsonl", [{"text": text} for text in texts])
+    _build(tmp_path, source)
+    train_texts = [document.text for document in read_documents(documents_path(tmp_path, "train"))]
+    assert len(seen) == 1 and len(seen[0]) == limit and any(text.startswith(seen[0]) for text in train_texts)
 
 
 def test_a_capped_split_is_within_its_budget_and_others_are_whole(tmp_path: Path) -> None:

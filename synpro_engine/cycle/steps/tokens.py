@@ -183,11 +183,16 @@ def _model(directory: Path) -> Path:
 
 
 def _sample(path: Path, seed: int) -> Iterator[str]:
-    """The texts of written documents, in their order; where they are too many, of those that come first by hash."""
+    """The texts of written documents, in their order; where they are too many, of those that come first by hash.
+
+    Of one that is too long by itself its beginning.
+    """
     cap = Cap(_VOCABULARY_CHARS, seed)
     documents = (document for _, document in written_documents(path))
     while batch := list(islice(documents, _SAMPLED)):
         orders = np.fromiter((cap.order(document.id) for document in batch), np.uint64, len(batch))
-        cap.add(orders, np.fromiter((len(document.text) for document in batch), np.int64, len(batch)))
+        sizes = np.fromiter((len(document.text) for document in batch), np.int64, len(batch))
+        cap.add(orders, np.minimum(sizes, _VOCABULARY_CHARS))
     cap.settle()
-    return (document.text for _, document in written_documents(path) if cap.order(document.id) < cap.ceiling)
+    kept = (document for _, document in written_documents(path) if cap.order(document.id) < cap.ceiling)
+    return (document.text[:_VOCABULARY_CHARS] for document in kept)
