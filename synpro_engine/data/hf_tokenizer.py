@@ -138,6 +138,11 @@ class HFTokenizer:
         return named | self.files.model_ids_below(self.vocab_size)
 
     @property
+    def begins_texts(self) -> bool:
+        """By its post-processor alone, for transformers drops the settings' word (see the protocol)."""
+        return self.bos_id is not None and self._tokenizer.post_processor is not None
+
+    @property
     def unlike_transformers(self) -> None:
         """Nothing: both read tokenizer.json (see the protocol)."""
         return

@@ -239,6 +239,11 @@ class SentencePieceTokenizer:
         return file
 
     @property
+    def begins_texts(self) -> bool:
+        """By the settings, which transformers heeds where there is no tokenizer.json (see the protocol)."""
+        return self.bos_id is not None
+
+    @property
     def unlike_transformers(self) -> str | None:
         """In what transformers will read text otherwise (see the protocol)."""
         # Other classes are made for other kinds; of what is published with them their publisher answers.

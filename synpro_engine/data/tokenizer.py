@@ -93,6 +93,11 @@ class PublishedTokenizer(Tokenizer, Protocol):
         ...
 
     @property
+    def begins_texts(self) -> bool:
+        """Whether transformers puts `bos_id` before a text that it reads with the files that `save` writes."""
+        ...
+
+    @property
     def unlike_transformers(self) -> str | None:
         """In what transformers will read text otherwise from the files that `save` writes; None where nothing is."""
         ...

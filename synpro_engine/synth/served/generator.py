@@ -58,8 +58,13 @@ class Request:
             fields |= {name: off for name, off in _BY_NAME.items() if fields.get(name) is None}
         else:
             ends = [tokenizer.spell([id]) for id in sorted(self.stop_ids)]
-            fields |= {"prompt": tokenizer.spell(self.prompt), "stop": ends[:_MOST_STOPS]}
+            fields |= {"prompt": self._spelt(tokenizer), "stop": ends[:_MOST_STOPS]}
         return {name: value for name, value in {**fields, **config.request}.items() if value is not None}
+
+    def _spelt(self, tokenizer: PublishedTokenizer) -> str:
+        """The prompt as text, without the begin-of-text that a server puts before what it reads."""
+        put_there = tokenizer.begins_texts and self.prompt[0] == tokenizer.bos_id
+        return tokenizer.spell(self.prompt[1:] if put_there else self.prompt)
 
 
 class ServedGenerator:
@@ -145,7 +150,9 @@ class ServedGenerator:
     def answers(self, seconds: float) -> bool:
         """Whether the server answers a call of one token, now and within so many seconds."""
         greedy, any_id = SamplingConfig(temperature=0.0), frozenset({0})
-        request = Request(prompt=[0], seed=0, max_tokens=1, sampling=greedy, stop_ids=any_id, vocab_limit=None)
+        # A text, for an id may be that of begin-of-text, which would be spelt as an empty prompt.
+        prompt = self._tokenizer.encode("a")
+        request = Request(prompt=prompt, seed=0, max_tokens=1, sampling=greedy, stop_ids=any_id, vocab_limit=None)
         try:
             self.service.endpoint.post(PATH, self.encoded(request), seconds)
         except CallFault:

@@ -1,12 +1,18 @@
 """What a server is asked for, and how its answers are read."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import Topology
 from synpro_engine.sampler import SamplingConfig
-from synpro_engine.synth import GenerateConfig, ServedGenerator
+from synpro_engine.synth import REPHRASE, ChatFormat, GenerateConfig, ServedGenerator, render_chat
+from synpro_engine.synth.served.generator import Request
 from tests.reward.judges.server import Handler, Server
+from tests.synth.published import FAMILIES, write
 from tests.synth.served.job import ITEMS, TOKENIZER, all_made, generator_of, producer_for, server_config, written
 
 
@@ -68,6 +74,26 @@ def test_a_server_without_token_ids_is_read_by_its_text(server: Server) -> None:
     by_ids = producer.batch(ITEMS[:3])
     server.answer = plain
     assert producer.batch(ITEMS[:3]) == by_ids
+
+
+@pytest.mark.parametrize(("name", "processed"), [*((name, True) for name in FAMILIES), ("gemma", False)])
+def test_a_server_that_reads_text_as_transformers_does_comes_to_the_prompts_own_ids(
+    name: str, processed: bool, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    file = write(tmp_path, name) / "tokenizer.json"
+    if not processed:  # the settings alone ask for a begin-of-text, and transformers does not hear them
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    tokenizer, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    formats: tuple[ChatFormat, ...] = ("auto", "plain")
+    for chat_format in formats:
+        prompt = render_chat(REPHRASE.messages("The mill burned down."), REPHRASE.prefill, tokenizer, chat_format)
+        request = Request(
+            prompt=prompt, seed=0, max_tokens=9, sampling=SamplingConfig(), stop_ids=frozenset(), vocab_limit=None
+        )
+        body = request.body("any", server_config("http://h/v1", api="text"), tokenizer)
+        assert theirs(body["prompt"])["input_ids"] == prompt
 
 
 def test_a_corpus_hangs_on_what_is_asked_and_not_on_where_or_how_patiently() -> None:
