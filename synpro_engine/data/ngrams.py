@@ -1,12 +1,14 @@
 """Words of texts, and their n-grams as 64-bit keys that are the same in every process.
 
-A word is a run of letters, digits and apostrophes, without case; in scripts that put no spaces between words (Chinese,
-Japanese, Thai, Lao, Khmer, Burmese) each character is one.
+A word is a run of letters, digits and apostrophes with the marks on them (the vowel signs of Indic scripts, Arabic's,
+accents), without case; in scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each
+character is one.
 """
 
 import functools
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ Keys = npt.NDArray[np.uint64]
 _UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_NONE, _LETTER, _WHOLE = 0, 1, 2  # between words, in a word, a word by itself
+_NONE, _LETTER, _MARK, _WHOLE = range(4)  # between words, in a word, in one behind a letter, a word by itself
 _ODD_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xBF58476D1CE4E5B9)
 _BLOCK_CHARS = 1 << 16
@@ -51,7 +53,7 @@ def _words_in(texts: list[str]) -> tuple[Keys, npt.NDArray[np.int64]]:
     # Behind each text a character that is in no word.
     codes_C = np.frombuffer("".join(f"{text}\n" for text in texts).encode("utf-32-le", "surrogatepass"), np.uint32)
     kind_C = _kinds().take(codes_C)
-    letter_C, whole_C = kind_C == _LETTER, kind_C == _WHOLE
+    letter_C, whole_C = _in_a_run(kind_C), kind_C == _WHOLE
     begins_C, ends_C = letter_C.copy(), letter_C.copy()
     begins_C[1:] &= ~letter_C[:-1]
     ends_C[:-1] &= ~letter_C[1:]
@@ -70,11 +72,23 @@ def _words_in(texts: list[str]) -> tuple[Keys, npt.NDArray[np.int64]]:
     return keys_N, np.diff(np.searchsorted(begin_N, borders_T), prepend=0)
 
 
+def _in_a_run(kind_C: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which characters are part of a run that is a word: letters, and marks behind them."""
+    letter_C, mark_C = kind_C == _LETTER, kind_C == _MARK
+    if not mark_C.any():
+        return letter_C
+    # A mark goes with what it stands on: on an emoji it is no word, on a character that is one it adds none.
+    bearer_C = np.maximum.accumulate(np.where(mark_C, 0, np.arange(len(kind_C))))
+    return letter_C[bearer_C]
+
+
 @functools.cache
 def _kinds() -> npt.NDArray[np.uint8]:
     """What each character of Unicode is to words, by its number."""
     characters = "".join(map(chr, range(sys.maxunicode + 1)))
     kinds = np.full(len(characters), _NONE, dtype=np.uint8)
+    # Marks by their category: \w has none of them.
+    kinds[[number for number, one in enumerate(characters) if unicodedata.category(one)[0] == "M"]] = _MARK
     for pattern, kind in ((r"[\w']", _LETTER), (f"[{_UNSPACED}]", _WHOLE)):
         for run in re.finditer(f"{pattern}+", characters):
             kinds[run.start() : run.end()] = kind

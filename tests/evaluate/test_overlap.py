@@ -1,8 +1,10 @@
 """Overlap of held-out with training text: exact shares on texts whose overlap is known, bounded memory, one reading."""
 
+import hashlib
 import random
 import re
 import tracemalloc
+import unicodedata
 from collections.abc import Iterator
 
 import pytest
@@ -60,9 +62,12 @@ def test_scripts_without_spaces_have_words_too() -> None:
 
 def test_words_are_those_of_the_definition_in_any_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngrams, "_BLOCK_CHARS", 300)
-    word = re.compile(rf"[{ngrams._UNSPACED}]|(?:[^\W{ngrams._UNSPACED}]|')+")
     rng = random.Random(4)
-    alphabet = "abAB'_ ,.-\n\tßİéÉ漢字ไทかنक\u0301\u2019\u00b2\U00020001\U0001f600\ud800"
+    # With marks of words: Devanagari's vowel signs and virama, Arabic's fatha, accents apart, one behind an emoji.
+    alphabet = "abAB'_ ,.-\n\tßİéÉ漢字ไทかनक\u093f\u094d\u0645\u064e\u0301\ufe0f\u2019\u00b2\U00020001\U0001f600\ud800"
+    marks = "".join(one for one in alphabet.casefold() if unicodedata.category(one).startswith("M"))
+    letter = rf"(?:[^\W{ngrams._UNSPACED}]|')"
+    word = re.compile(rf"[{ngrams._UNSPACED}]|{letter}(?:{letter}|[{marks}])*")
     texts = ["", *("".join(rng.choices(alphabet, k=rng.randrange(80))) for _ in range(200))]
     found = words_of(texts)
     wanted = [(number, spelt) for number, text in enumerate(texts) for spelt in word.findall(text.casefold())]
@@ -71,6 +76,25 @@ def test_words_are_those_of_the_definition_in_any_script(monkeypatch: pytest.Mon
     for (_, spelt), key in zip(wanted, found.keys_N.tolist(), strict=True):
         assert key_of.setdefault(spelt, key) == key
     assert len(set(key_of.values())) == len(key_of) > 300
+
+
+def test_vowel_signs_tell_words_apart_and_end_none() -> None:
+    # ki, kee, ka, ke, larkee; kataba, kutiba
+    hindi = "\u0915\u093f \u0915\u0940 \u0915\u093e \u0915\u0947 \u0932\u0921\u093c\u0915\u0940"
+    vocalised = "\u0643\u064e\u062a\u064e\u0628\u064e \u0643\u064f\u062a\u0650\u0628\u064e"
+    for text, words in ((hindi, 5), (vocalised, 2)):
+        assert len(words_of([text]).keys_N) == words == len(set(words_of([text]).keys_N.tolist()))
+
+
+def test_keys_of_texts_without_marks_stay_those_that_they_were() -> None:
+    texts = [
+        "It's 1871: the mill's OWNER (Anna_B) said \"don\u2019t\" twice \u2014 na\u00efve caf\u00e9s, \u00df.",
+        "",
+        "Item 3.5; co-operate\u2026\tagain \u2764\ufe0f \u6f22\u5b57 \u0e44\u0e17\u0e22",
+    ]
+    words = words_of(texts)
+    held = hashlib.sha256(words.keys_N.tobytes() + words.text_N.tobytes()).hexdigest()
+    assert held == "e51591b5c5cd9a8943dc909938ec9d046d2103d10cf370cee5ac93a06307c2a6"
 
 
 def test_a_sample_of_the_ngrams_gives_the_same_share_up_to_chance() -> None:
