@@ -127,3 +127,11 @@ def distinct(keys: Keys) -> Keys:
     # Not np.unique, whose hash table takes ten times as long as a sort of 64-bit integers.
     ordered = np.sort(keys)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
+
+
+def look_up(keys: Keys, known: Keys) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """Where each key stands among the `known` ones, which are in order, and whether it is there at all."""
+    if not len(known):
+        return np.zeros(len(keys), dtype=np.intp), np.zeros(len(keys), dtype=bool)
+    places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return places, known[places] == keys

@@ -21,17 +21,16 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
-from synpro_engine.data.ngrams import Keys, Words, distinct, ngrams_of, words_of
+from synpro_engine.data.encoding import batched
+from synpro_engine.data.ngrams import Keys, Words, distinct, look_up, ngrams_of, words_of
 from synpro_engine.evaluate.self_bleu import self_bleu
 
 BLOCK_WORDS = 2_000
 COMMON_SHARE = 0.9
 """Part of the organic words that the common ones make up; so a tenth of them are rare."""
-_TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,13 +175,15 @@ def _overlaps(
 ) -> dict[str, tuple[float | None, ...]]:
     grams = {name: [np.unique(ngrams_of(w, n)[0], return_counts=True) for n in orders] for name, w in sets.items()}
     found = {name: [np.zeros(len(keys), dtype=bool) for keys, _ in of] for name, of in grams.items()}
-    passing = iter(organic)
-    while batch := list(islice(passing, _TEXTS_AT_ONCE)):
+    for batch in batched(organic, len):
         source = words_of(batch)
-        passed = [ngrams_of(source, n)[0] for n in orders]
+        # In order, as the sets are: looked up so, neighbours are found where memory was read just now.
+        passed = [distinct(ngrams_of(source, n)[0]) for n in orders]
         for name, of in grams.items():
-            for (keys, _), marks, there in zip(of, found[name], passed, strict=True):
-                marks |= np.isin(keys, there)
+            for (keys, _), marks, passing in zip(of, found[name], passed, strict=True):
+                # The batch among the set's and not the other way: of a large set little is read.
+                places, there = look_up(passing, keys)
+                marks[places[there]] = True
     return {
         name: tuple(
             float(counts[marks].sum() / counts.sum()) if len(keys) else None

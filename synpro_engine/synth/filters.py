@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from synpro_engine.config import Config, Record, UserError
-from synpro_engine.data.ngrams import Keys, Words, distinct, ngrams_of, words_of
+from synpro_engine.data.ngrams import Keys, Words, distinct, look_up, ngrams_of, words_of
 from synpro_engine.synth.likeness import Pool, language_of
 
 _REPEATED, _COPIED, _LEAKED = 3, 8, 13  # words
@@ -329,8 +329,8 @@ def _too_low(made: Made, name: str, least: float) -> str | None:
 def _too_many(made: Made, n: int, known: Keys, limit: float, where: str) -> str | None:
     """What is wrong with a text that has a larger share of its n-grams than `limit` among `known`, which are sorted."""
     keys, _ = ngrams_of(made.words, n)
-    if not len(keys) or not len(known):
+    if not len(keys):
         return None
-    places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    share = float((known[places] == keys).mean())
+    _, there = look_up(keys, known)
+    share = float(there.mean())
     return f"{share:.3f} of its {n}-grams stand {where}" if share > limit else None

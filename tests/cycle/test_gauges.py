@@ -8,6 +8,7 @@ import pytest
 from synpro_engine.config import json_text, new_artifact
 from synpro_engine.cycle import load_recipe
 from synpro_engine.cycle.run_layout import documents_path
+from synpro_engine.cycle.steps import gauges
 from synpro_engine.cycle.steps.gauges import _alike_long, _grouped, diversities
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import Document, write_documents
@@ -19,16 +20,29 @@ def test_texts_are_grouped_by_document_whichever_piece_they_are_of() -> None:
     assert _grouped(pieces) == [["1", "3", "4"], ["2"]]
 
 
-def test_rare_words_of_the_organic_text_are_those_of_documents_that_the_common_ones_were_not_counted_on(
-    tmp_path: Path,
-) -> None:
-    with new_artifact(tmp_path / "tokenize", "tokenize", {}) as stage:
-        for split, texts in (("train", ["the river rose high"] * 20), ("validation", ["the moon rose", "a moon set"])):
+def _tokenized(directory: Path, train: list[str], validation: list[str]) -> Path:
+    with new_artifact(directory / "tokenize", "tokenize", {}) as stage:
+        for split, texts in (("train", train), ("validation", validation)):
             path = documents_path(stage, split)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_documents(path, [Document(id=f"{split}-{n}", text=text) for n, text in enumerate(texts)])
-    organic = diversities(tmp_path / "tokenize", {})["organic"]
+    return directory / "tokenize"
+
+
+def test_rare_words_of_the_organic_text_are_those_of_documents_that_the_common_ones_were_not_counted_on(
+    tmp_path: Path,
+) -> None:
+    tokens = _tokenized(tmp_path, ["the river rose high"] * 20, ["the moon rose", "a moon set"])
+    organic = diversities(tokens, {})["organic"]
     assert organic["texts"] == 20 and organic["rare_words"] == pytest.approx(4 / 6)  # moon, a, moon, set
+
+
+def test_of_a_document_no_more_is_measured_than_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gauges, "_MOST_CHARS", 19)
+    long, short = "the river rose high and fell", "the river rose high"
+    whole = diversities(_tokenized(tmp_path / "long", [long] * 20, [f"{short} moon"]), {})["organic"]
+    assert whole == diversities(_tokenized(tmp_path / "short", [short] * 20, [short]), {})["organic"]
+    assert whole["utf8_bytes"] == 20 * len(short) and whole["rare_words"] == 0.0
 
 
 def test_both_sides_of_a_perplexity_are_cut_to_the_shorter_of_each_pair() -> None:

@@ -1,5 +1,6 @@
 import math
 import random
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 
@@ -111,6 +112,19 @@ def test_organic_text_passes_by_and_the_overlap_does_not_depend_on_how_it_is_dea
     grams = [tuple(text.split()[i : i + 4]) for text in texts for i in range(27)]
     known = {tuple(text.split()[i : i + 4]) for text in organic for i in range(27)}
     assert whole.overlap_4 == pytest.approx(sum(gram in known for gram in grams) / len(grams))
+
+
+def test_as_much_organic_text_is_held_at_a_time_whether_it_comes_in_short_texts_or_in_books() -> None:
+    rng = random.Random(6)
+    page = " ".join(rng.choices(VOCABULARY, k=400))
+    texts, peaks = _texts(5, 60, seed=1), list[int]()
+    measure_diversity(texts)  # what is made once in a process
+    for pages in (1, 20):
+        tracemalloc.start()
+        measure_diversity(texts, organic=(f"{number} {page * pages}" for number in range(3200 // pages)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
 
 
 def test_repetition_between_texts_equals_looking_at_each_pair_and_repetition_within_one_is_none() -> None:

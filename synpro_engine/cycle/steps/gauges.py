@@ -16,7 +16,7 @@ from synpro_engine.cycle.settings import EvaluateSettings
 from synpro_engine.cycle.steps.accepted import sample_of
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.weights import load_model
-from synpro_engine.data import Document, Tokenizer, cap_documents, read_documents, start_id
+from synpro_engine.data import Document, Split, Tokenizer, cap_documents, read_documents, start_id
 from synpro_engine.data.ngrams import Keys
 from synpro_engine.dist import Topology, broadcast_object, gather_objects, on_main
 from synpro_engine.evaluate import (
@@ -32,6 +32,9 @@ from synpro_engine.model.model import Model
 
 _MOST_NATS = 700.0  # of which exp is a number
 _CHARS_PER_TOKEN = 16  # more than a window holds: what ranks are told of a text
+_MOST_CHARS = 1 << 16
+"""Of an organic document that is measured, from its beginning. Measuring takes 13 bytes for each byte of text: of 2,000
+books whole it would be more than a machine may have."""
 
 
 class _Organic(NamedTuple):
@@ -44,18 +47,19 @@ class _Organic(NamedTuple):
 @lru_cache(maxsize=1)  # a process evaluates arm after arm of one run
 def _organic(tokens: Path, content_hash: str) -> _Organic:
     """Of the `tokenize` stage with that content."""
-    train = read_documents(str(documents_path(tokens, "train")))
-    texts = [document.text for document in cap_documents(train, SAMPLE, 0, lambda _: 1)]
+    texts = [document.text for document in _organic_sample(tokens, "train", _MOST_CHARS)]
     common = common_words(texts)
     # Of the words that the common ones were counted on a tenth is rare by their definition.
-    rare = rare_share((document.text for document in _held_out_documents(tokens)), common)
+    held_out = _organic_sample(tokens, "validation", _MOST_CHARS)
+    rare = rare_share((document.text for document in held_out), common)
     return _Organic(replace(measure_diversity(texts), rare_words=rare), common)
 
 
-def _held_out_documents(tokens: Path) -> list[Document]:
-    """Organic text that nothing was trained on, spread over all there is."""
-    documents = read_documents(str(documents_path(tokens, "validation")))
-    return list(cap_documents(documents, SAMPLE, 0, lambda _: 1))
+def _organic_sample(tokens: Path, split: Split, most_chars: int) -> list[Document]:
+    """Documents of a split, spread over all there is, each cut to its first `most_chars` characters."""
+    documents = read_documents(str(documents_path(tokens, split)))
+    cut = (replace(document, text=document.text[:most_chars]) for document in documents)
+    return cap_documents(cut, SAMPLE, 0, lambda _: 1)
 
 
 def diversities(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
@@ -68,7 +72,8 @@ def diversities(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str
     passing = (document.text for document in read_documents(str(documents_path(tokens, "train"))))
     sets = {name: [record.text for record in found] for name, found in records.items()}
     measured = measure_diversities(sets, organic=passing, common=organic.common)
-    held_out = _grouped((document.id, document.text) for document in _held_out_documents(tokens))
+    unseen = _organic_sample(tokens, "validation", _MOST_CHARS)
+    held_out = _grouped((document.id, document.text) for document in unseen)
     for name, found in records.items():
         apart = divergences(_grouped((record.provenance.source, record.text) for record in found), held_out)
         kl = {} if apart is None else {"kl_to_organic": apart.to_other, "kl_from_organic": apart.from_other}
@@ -97,7 +102,8 @@ def perplexities(
 
     def read() -> tuple[dict[str, list[str]], list[str]]:
         made = {name: [one.text[:most] for one in sample_of(stage)] for name, stage in corpora.items()}
-        return made, [document.text[:most] for document in _held_out_documents(tokens)] if any(made.values()) else []
+        organic = _organic_sample(tokens, "validation", most) if any(made.values()) else []
+        return made, [document.text for document in organic]
 
     samples, organic = on_main(topology, read)
     if not any(samples.values()):
