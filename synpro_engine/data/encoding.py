@@ -46,6 +46,13 @@ def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
     return framed(tokenizer, rows, texts)
 
 
+def token_counter(tokenizer: Tokenizer) -> Callable[[str], int]:
+    """What counts the ids of a text (`Tokenizer.encode`), outside Python's lock where the tokenizer can."""
+    if isinstance(tokenizer, BatchTokenizer):
+        return lambda text: int(tokenizer.encode_batch([text]).lengths[0])
+    return lambda text: len(tokenizer.encode(text))
+
+
 def framed(tokenizer: Tokenizer, rows: Rows, texts: Sequence[str]) -> Encoded:
     """The same of texts whose ids (`Tokenizer.encode`) are known."""
     return _framed(rows, tokenizer.bos_id, tokenizer.eos_id, texts)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from synpro_engine.config import (
     remove_directory,
 )
 from synpro_engine.data import Document
+from synpro_engine.data.encoding import token_counter
 from synpro_engine.dist import Stopped, Topology, asked_to_stop, barrier, broadcast_in, on_main, progress
 from synpro_engine.synth.claims import ALL_DONE, WAIT, Claims
 from synpro_engine.synth.corpus import read_yield
@@ -39,7 +40,9 @@ from synpro_engine.synth.yields import YieldReport
 
 SETTINGS = "settings.json"
 """Of a work directory: what its answers depend on. It is there once the work list is."""
-_SOURCE = "source_sha256"
+_SOURCE, _DOCUMENTS = "source_sha256", "documents"
+"""Keys of hashes: of the slices, which decides whether work goes on, and of the artifact that they were cut from. Where
+that is the same they are not cut again, for by tokens it takes hours of a large corpus."""
 _READING = 5  # of answers: goes up where another text may come out of the same answer
 _WAIT_S = 1.0  # for batches that are in other hands
 
@@ -57,12 +60,14 @@ def generate_corpus(
     topology: Topology,
     *,
     seed: int,
+    documents_hash: str | None = None,
     inputs: Mapping[str, str] | None = None,
     parents: Mapping[str, Path] | None = None,
 ) -> YieldReport:
     """Write the synthetic corpus `path` from `documents`; collective, and every rank gets the report.
 
-    documents: yields them anew at each call, on rank 0 alone. Data-parallel ranks take batches as they come to them;
+    documents: yields them anew at each call, on rank 0 alone; documents_hash: of the artifact that they are from, by
+    which work that was begun goes on without cutting them again. Data-parallel ranks take batches as they come to them;
     all ranks of a tensor-parallel group work on the same batch (the producer's generator and scorer may be collective
     over it) and its first one writes. `inputs` names whatever the outcome depends on beside the producer (say, the
     checkpoints behind the rewards), `parents` the artifacts it was made from. Corpora of one source that will be read
@@ -74,7 +79,7 @@ def generate_corpus(
     """
     work, own = work_directory(path), _settings(producer, seed, inputs or {})
     label = f"work list of {path.name}"
-    if not on_main(topology, lambda: _prepare(path, work, producer, documents, seed, own), label=label):
+    if not on_main(topology, lambda: _prepare(path, producer, documents, documents_hash, seed, own), label=label):
         _answer(work, producer, topology, helper=False)
         barrier(topology)
         # By what is on disk and as rank 0 reads it: ranks may have seen the wish to stop at different batches.
@@ -104,8 +109,7 @@ def join_generation(
     work, own = work_directory(path), _settings(producer, seed, inputs or {})
 
     def check() -> None:
-        stored = read_json(work / SETTINGS)
-        _must_equal({name: value for name, value in stored.items() if name != _SOURCE}, own, work)
+        _must_equal(read_json(work / SETTINGS), own, work, free=(_SOURCE, _DOCUMENTS))
 
     on_main(topology, check)
     _answer(work, producer, topology, helper=True)
@@ -137,44 +141,58 @@ def _settings(producer: Producer, seed: int, inputs: Mapping[str, str]) -> dict[
 
 def _prepare(
     path: Path,
-    work: Path,
     producer: Producer,
     documents: Callable[[], Iterable[Document]],
+    documents_hash: str | None,
     seed: int,
     own: Mapping[str, Any],
 ) -> bool:
-    """Whether the corpus is finished already; else see to it that `work` is of these settings and has a work list."""
-    source, count = hashlib.sha256(), 0
-
-    def passing() -> Iterator[WorkItem]:
-        nonlocal count
-        for item in work_items(documents, producer.config, seed, lambda text: len(producer.tokenizer.encode(text))):
-            # The texts themselves, for a corpus may change under the same ids.
-            source.update(f"{item.key}\0{item.seed}\0{item.slice.text}\0".encode(errors="surrogatepass"))
-            count += 1
-            yield item
-
-    begun, finished = (work / SETTINGS).exists(), path.exists()
-    if begun or finished:
-        deque(passing(), maxlen=0)
-    else:
+    """Whether the corpus is finished already; else see to it that its work is of these settings and has a list."""
+    work, finished = work_directory(path), path.exists()
+    items = _HashedItems(documents, producer, seed)
+    if not finished and not (work / SETTINGS).exists():
         work.mkdir(parents=True, exist_ok=True)
-        WorkList(work).write(passing(), producer.config.batch_prompts)
-    if not count:
-        raise UserError("generate: no slice of the corpus is long enough (`min_source_chars`)")
-    settings = {**own, _SOURCE: source.hexdigest()}
-    if finished:
-        _must_equal(read_manifest(path).config, settings, path)
-    elif begun:
-        _must_equal(read_json(work / SETTINGS), settings, work)
+        WorkList(work).write(items, producer.config.batch_prompts)
+        source = items.sha256
     else:
-        atomic_write_text(work / SETTINGS, json_text(settings, indent=2))
+        where, stored = (path, read_manifest(path).config) if finished else (work, read_json(work / SETTINGS))
+        _must_equal(stored, own, where, free=(_SOURCE, _DOCUMENTS))
+        if documents_hash is not None and stored.get(_DOCUMENTS) == documents_hash:
+            source = stored[_SOURCE]
+        else:
+            deque(items, maxlen=0)
+            source = items.sha256
+        _must_equal(stored, {**own, _SOURCE: source}, where, free=(_DOCUMENTS,))
+    if not finished:
+        recorded = {**own, _SOURCE: source} | ({} if documents_hash is None else {_DOCUMENTS: documents_hash})
+        atomic_write_text(work / SETTINGS, json_text(recorded, indent=2))
     forget_owners(work)
     return finished
 
 
-def _must_equal(stored: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
-    difference = first_difference(stored, settings)
+class _HashedItems:
+    """The work list as it passes by, and then what it hashes to: of the texts, which may change under the same ids."""
+
+    def __init__(self, documents: Callable[[], Iterable[Document]], producer: Producer, seed: int) -> None:
+        self._items = work_items(documents, producer.config, seed, token_counter(producer.tokenizer))
+        self._hash, self._any = hashlib.sha256(), False
+
+    def __iter__(self) -> Iterator[WorkItem]:
+        for item in self._items:
+            self._hash.update(f"{item.key}\0{item.seed}\0{item.slice.text}\0".encode(errors="surrogatepass"))
+            self._any = True
+            yield item
+
+    @property
+    def sha256(self) -> str:
+        """In hex; UserError where there was no item."""
+        if not self._any:
+            raise UserError("generate: no slice of the corpus is long enough (`min_source_chars`)")
+        return self._hash.hexdigest()
+
+
+def _must_equal(stored: Mapping[str, Any], settings: Mapping[str, Any], where: Path, *, free: Collection[str]) -> None:
+    difference = first_difference(stored, settings, free)
     if difference is not None:
         raise UserError(f"{where}: was made with other settings: {difference}; remove it or give another directory")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import Field
 
 from synpro_engine.config import Config, UserError
 from synpro_engine.data import Document, cut_spans, stable_hash
+from synpro_engine.data.encoding import batched, in_order, usable_cpus
 from synpro_engine.synth.operation import Cutter
 
 
@@ -35,7 +37,9 @@ class SliceConfig(Config):
     """Most characters of a slice; 7,000 is the paper's size (arXiv 2605.17849). Cuts fall between paragraphs where
     possible, else between lines, sentences, words, else anywhere."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Most tokens of a slice, by the generator's tokenizer, in place of `max_chars`."""
+    """Most tokens of a slice, by the generator's tokenizer, in place of `max_chars`. For it each character is encoded
+    about twice, at half a MB a second on each CPU of rank 0: once for a generation, however often it is interrupted,
+    and at each start of a tuning."""
     overlap: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of a slice that the next one begins with again, from a sentence's beginning; 0: slices tile a document."""
     min_source_chars: int = Field(default=64, ge=1)
@@ -87,22 +91,37 @@ def choose_slices(
 ) -> Iterator[Slice]:
     """The slices to work on, in the order of the corpus: a share of them all, or of `max_slices`, of smallest hash.
 
-    documents: yields them anew at each call; they are read twice where slices are chosen, and never held. cut: the
+    documents: yields them anew at each call; where slices are chosen they are read twice, and never held. cut: the
     operation's own chunk rule, if it has one.
     """
-
-    def slices() -> Iterator[Slice]:
-        return (piece for document in documents() for piece in slices_of(document, config, count, cut))
-
-    if config.max_slices is None and share == 1:
-        return slices()
 
     def hash_of(piece: Slice) -> int:
         # By hash, so that the choice is spread over the corpus, and a larger one contains a smaller.
         return stable_hash(seed, "synth.select", piece.key)
 
+    slices = partial(_slices_of_all, config=config, count=count, cut=cut)
+    if config.max_slices is None and share == 1:
+        return slices(documents())
     if config.max_slices is None:
-        return (piece for piece in slices() if hash_of(piece) < share * 2**64)
-    smallest = heapq.nsmallest(config.max_slices, map(hash_of, slices()))
-    last = max(1, round(share * len(smallest))) - 1
-    return (piece for piece in slices() if smallest and hash_of(piece) <= smallest[last])
+        return (piece for piece in slices(documents()) if hash_of(piece) < share * 2**64)
+    every = ((hash_of(piece), piece.doc_id) for piece in slices(documents()))
+    smallest = heapq.nsmallest(config.max_slices, every)
+    chosen = smallest[: max(1, round(share * len(smallest)))]
+    # Cut once more are those alone that hold a chosen one: counting tokens takes hours where a corpus is large.
+    holders = {doc_id for _, doc_id in chosen}
+    again = (document for document in documents() if document.id in holders)
+    return (piece for piece in slices(again) if hash_of(piece) <= chosen[-1][0])
+
+
+def _slices_of_all(
+    documents: Iterable[Document], config: SliceConfig, count: Callable[[str], int] | None, cut: Cutter | None
+) -> Iterator[Slice]:
+    """The slices of documents in order; in several threads where tokens are counted, which is all that takes long."""
+
+    def of(some: Iterable[Document]) -> list[Slice]:
+        return [piece for document in some for piece in slices_of(document, config, count, cut)]
+
+    if config.max_tokens is None or cut is not None:  # a chunk rule is somebody's code and need not bear threads
+        return (piece for document in documents for piece in of([document]))
+    batches = batched(documents, lambda document: len(document.text))
+    return (piece for _, pieces in in_order(batches, of, usable_cpus()) for piece in pieces)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import os
 import runpy
@@ -6,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from synpro_engine.config import UserError, read_manifest
-from synpro_engine.data import HFTokenizer, open_shards, read_documents, write_shards
+from synpro_engine.data import Document, HFTokenizer, open_shards, read_documents, write_shards
 from synpro_engine.data.tokenizer_files import TokenizerFiles
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
@@ -203,6 +204,57 @@ def test_the_corpus_does_not_depend_on_the_layout(corpus: Path, tmp_path: Path) 
     assert min(dp_calls) >= BATCHES // 3, "data-parallel ranks share the batches"
     assert tp_calls == (BATCHES, BATCHES), "tensor-parallel ranks all take part in every batch"
     assert _content(tmp_path / "dp") == _content(tmp_path / "tp") == _content(corpus)
+
+
+def _begun(out: Path, topology: Topology, documents_hash: str | None) -> None:
+    """A generation that broke off in its fourth batch."""
+    producer = JOB["make_producer"]()
+    producer.generator.generate = _failing_from(producer.generator.generate, 4)
+    with pytest.raises(RuntimeError, match="broke off"):
+        generate_corpus(out, JOB["make_documents"], producer, topology, seed=JOB["SEED"], documents_hash=documents_hash)
+
+
+def _failing_from(generate: Callable[..., Any], call: int) -> Callable[..., Any]:
+    calls = itertools.count(1)
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            raise RuntimeError("broke off")
+        return generate(*arguments, **named)
+
+    return failing
+
+
+def test_what_is_begun_or_finished_of_the_same_documents_goes_on_without_cutting_them_again(
+    corpus: Path, topology: Topology, tmp_path: Path
+) -> None:
+    out = tmp_path / "corpus"
+    _begun(out, topology, "0123")
+
+    def unread() -> list[Document]:
+        raise AssertionError("the documents are read again")
+
+    for _ in ("begun", "finished"):
+        generate_corpus(out, unread, JOB["make_producer"](), topology, seed=JOB["SEED"], documents_hash="0123")
+        assert _content(out) == _content(corpus)
+    with pytest.raises(UserError, match="was made with other settings: `prefix`"):
+        generate_corpus(
+            out, unread, JOB["make_producer"](prefix="x/"), topology, seed=JOB["SEED"], documents_hash="4567"
+        )
+
+
+@pytest.mark.parametrize("before", [None, "0123"])  # of a version that did not record it, of an artifact made anew
+def test_what_is_begun_of_documents_of_another_hash_goes_on_where_their_slices_are_the_same(
+    before: str | None, corpus: Path, topology: Topology, tmp_path: Path
+) -> None:
+    out = tmp_path / "corpus"
+    _begun(out, topology, before)
+    changed = [dataclasses.replace(document, text=f"{document.text} So.") for document in JOB["make_documents"]()]
+    producer = JOB["make_producer"]()
+    with pytest.raises(UserError, match="was made with other settings: `source_sha256`"):
+        generate_corpus(out, lambda: changed, producer, topology, seed=JOB["SEED"], documents_hash="4567")
+    generate_corpus(out, JOB["make_documents"], producer, topology, seed=JOB["SEED"], documents_hash="4567")
+    assert _content(out) == _content(corpus) and read_manifest(out).config["documents"] == "4567"
 
 
 def test_other_settings_do_not_mix_with_what_is_there(corpus: Path, topology: Topology) -> None:

@@ -1,11 +1,12 @@
 import itertools
 import random
+import threading
 from collections.abc import Callable
 
 import pytest
 
-from synpro_engine.data import Document, cut_spans
-from synpro_engine.synth import GenerateConfig, SliceConfig, slices_of
+from synpro_engine.data import Document, cut_spans, stable_hash
+from synpro_engine.synth import GenerateConfig, SliceConfig, choose_slices, slices_of
 
 
 def _text(rng: random.Random) -> str:
@@ -66,3 +67,39 @@ def test_a_slice_ends_with_a_paragraph_where_one_does() -> None:
 def test_slices_that_overlap_are_not_joined() -> None:
     with pytest.raises(ValueError, match="overlap would say things twice"):
         GenerateConfig(overlap=0.1, join=True)
+
+
+def _documents() -> list[Document]:
+    rng = random.Random(5)
+    return [Document(f"d{n}", "".join(_text(rng) for _ in range(rng.randint(1, 60)))) for n in range(200)]
+
+
+def test_slices_by_tokens_are_those_of_each_document_in_order_whichever_threads_count_them() -> None:
+    counted_in, documents, config = set[str](), _documents(), SliceConfig(max_tokens=40, min_source_chars=1)
+
+    def count(text: str) -> int:
+        counted_in.add(threading.current_thread().name)
+        return words(text)
+
+    found = list(choose_slices(lambda: documents, config, 0, count))
+    assert found == [piece for document in documents for piece in slices_of(document, config, words)]
+    assert threading.current_thread().name not in counted_in
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_the_chosen_slices_are_those_of_smallest_hash_and_other_documents_are_cut_once(share: float) -> None:
+    counted, documents = list[int](), _documents()
+    config = SliceConfig(max_tokens=40, min_source_chars=1, max_slices=10)
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return words(text)
+
+    every = list(choose_slices(lambda: documents, config.model_copy(update={"max_slices": None}), 7, count))
+    once = sum(counted)
+    counted.clear()
+    chosen = list(choose_slices(lambda: documents, config, 7, count, share=share))
+    by_hash = sorted(every, key=lambda piece: stable_hash(7, "synth.select", piece.key))
+    smallest = by_hash[: round(10 * share)]
+    assert chosen == [piece for piece in every if piece in smallest]
+    assert sum(counted) < 1.3 * once

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, atomic_write_text, json_text, remove_directory
+from synpro_engine.config import UserError, atomic_write_text, json_text, read_manifest, remove_directory
 from synpro_engine.cycle.run_layout import (
     CHECKPOINT,
     CORPUS,
@@ -42,6 +42,7 @@ from synpro_engine.data import (
     stable_hash,
     start_id,
 )
+from synpro_engine.data.encoding import token_counter
 from synpro_engine.dist import Topology, gather_objects, on_main, say
 from synpro_engine.influence import TextInfluence, build_estimator, text_likelihood
 from synpro_engine.model.build import build_model
@@ -224,7 +225,7 @@ def chosen_to_tune(
 
     def chosen() -> list[Slice]:
         read = partial(read_documents, str(documents))
-        return list(choose_slices(read, config, seed, lambda text: len(tokenizer.encode(text)), cut=operation.cut))
+        return list(choose_slices(read, config, seed, token_counter(tokenizer), cut=operation.cut))
 
     # On one rank: the corpus is read twice for it, by as many ranks as there are otherwise.
     return on_main(topology, chosen, label=f"slices for {operation.name}")
@@ -306,7 +307,10 @@ def generate_stage(
         join_generation(into / CORPUS, producer, topology, seed=_round_seed(settings))
         return
     documents = partial(read_documents, str(documents_path(inputs.tokens, "train")))
-    report = generate_corpus(into / CORPUS, documents, producer, topology, seed=_round_seed(settings))
+    from_tokens = on_main(topology, lambda: read_manifest(inputs.tokens).content_hash)
+    report = generate_corpus(
+        into / CORPUS, documents, producer, topology, seed=_round_seed(settings), documents_hash=from_tokens
+    )
     on_main(topology, lambda: remove_directory(folder))
     say(topology, f"generated {operation}: {report.summary}")
     if isinstance(generator, Sampler):
