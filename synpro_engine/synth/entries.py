@@ -26,7 +26,7 @@ _BREAK = re.compile(
 _ENTRY_BREAK = re.compile(
     r"[ \t]*(?:[-=*_#]{3,}|(?:\#{1,6}[ \t]+)?(?:\*\*|__)?(?:Entry|Item|Problem|Question)[ \t]*\d+\W*)$", re.IGNORECASE
 )
-_MARKS = ("***", "**", "__", "`", "*", "_")
+MARKS = ("***", "**", "__", "`", "*", "_")  # of emphasis and code; the longer before those that they begin with
 _OWN_BULLET = re.compile(r"[-*+\u2022\u2013][ \t]+(?=\S)")
 _BLOCK_SIGNS = {"|", ">", "|-", ">-"}  # YAML's, for a text on the lines below
 # Every kind of space is one, and every kind of line end.
@@ -222,14 +222,21 @@ def _value(lines: list[str] | None) -> str:
     lines = lines or []
     lines = lines[1:] if lines and lines[0].strip() in _BLOCK_SIGNS else lines
     text = " ".join(" ".join(lines).split()).strip(" |")
-    for mark in _MARKS:
-        inner = text[len(mark) : -len(mark)]
-        if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark) and mark not in inner:
-            text = inner.strip()
+    for mark in MARKS:
+        inner = within_pair(text, mark)
+        if inner is not None:
+            text = inner
         # An odd mark has lost its partner, which stood around the key; pairs within the text are emphasis and stay.
         elif text.count(mark) % 2:  # a single star before a text is a bullet of its own
             text = text.removeprefix(f"{mark} " if len(mark) > 1 else "").removesuffix(mark).strip()
     return text
+
+
+def within_pair(text: str, mark: str) -> str | None:
+    """What one pair of a mark stands around; None where it does not stand around all of the text."""
+    inner = text[len(mark) : -len(mark)]
+    is_pair = len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark) and mark not in inner
+    return inner.strip() if is_pair else None
 
 
 def fault_of(entry: Entry, example_words: Set[str], keys: Keys) -> Cut | None:

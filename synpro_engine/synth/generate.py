@@ -44,6 +44,7 @@ _SOURCE, _DOCUMENTS = "source_sha256", "documents"
 """Keys of hashes: of the slices, which decides whether work goes on, and of the artifact that they were cut from. Where
 that is the same they are not cut again, for by tokens it takes hours of a large corpus."""
 _READING = 5  # of answers: goes up where another text may come out of the same answer
+_READINGS = {"table": 6}  # of the operations that are read otherwise since: work on the others goes on
 _WAIT_S = 1.0  # for batches that are in other hands
 
 
@@ -129,7 +130,7 @@ def _settings(producer: Producer, seed: int, inputs: Mapping[str, str]) -> dict[
         "longest_prompt": producer.longest_prompt,
         "tokenizer": producer.tokenizer.fingerprint,
         # A parser that reads otherwise would mix two readings in one corpus.
-        "reading": _READING,
+        "reading": max(_READINGS.get(name, _READING) for name in producer.prompters),
         "prompts": {name: asks.operation.prompt_version for name, asks in producer.prompters.items()},
         "scored": producer.scorer is not None,
         "inputs": dict(inputs),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import dropwhile, takewhile
 
 from synpro_engine.synth.cleaning import cleaned
-from synpro_engine.synth.entries import fault_of, kind_of, words_of
+from synpro_engine.synth.entries import MARKS, fault_of, kind_of, within_pair, words_of
 from synpro_engine.synth.headings import TABLE, Headings
 from synpro_engine.synth.keys import Keys
 from synpro_engine.synth.parse import accepted, refused, why_no_entries, without_headings
@@ -62,10 +62,22 @@ def _is_row(line: str) -> bool:
 
 
 def _cells(line: str) -> list[str]:
-    cells = [" ".join(cell.split()).strip("*_` ") for cell in _BAR.split(line.strip())]
+    cells = [_unmarked(" ".join(cell.split())) for cell in _BAR.split(line.strip())]
     # The bars at both ends are drawn or left out.
     cells = cells[1:] if len(cells) > 1 and not cells[0] else cells
     return cells[:-1] if len(cells) > 1 and not cells[-1] else cells
+
+
+def _unmarked(cell: str) -> str:
+    """Without marks in pairs around all of it. What backticks hold is code and stays as it is; so do single marks."""
+    for mark in MARKS:
+        inner = within_pair(cell, mark)
+        if inner is None or (mark == "__" and " " not in inner):  # __init__ is a name, and seldom an emphasis
+            continue
+        if mark == "`":
+            return inner
+        cell = inner
+    return cell
 
 
 def _read(
