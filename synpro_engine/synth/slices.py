@@ -38,8 +38,8 @@ class SliceConfig(Config):
     possible, else between lines, sentences, words, else anywhere."""
     max_tokens: int | None = Field(default=None, gt=0)
     """Most tokens of a slice, by the generator's tokenizer, in place of `max_chars`. For it each character is encoded
-    about twice, at half a MB a second on each CPU of rank 0: once for a generation, however often it is interrupted,
-    and at each start of a tuning."""
+    about twice, at half a MB a second on each CPU of rank 0: once for a tuning and once for a generation, however often
+    they are interrupted."""
     overlap: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of a slice that the next one begins with again, from a sentence's beginning; 0: slices tile a document."""
     min_source_chars: int = Field(default=64, ge=1)

@@ -34,11 +34,12 @@ from synpro_engine.model.hf import export_hf
 from synpro_engine.model.model import Model
 from synpro_engine.model.pretrained import import_model
 from synpro_engine.rl.trainer import POLICY
-from synpro_engine.synth import SliceConfig, operation_named
+from synpro_engine.synth import Slice, SliceConfig, operation_named
 from synpro_engine.train.checkpoint import save_checkpoint
 from synpro_engine.train.checkpoint_directory import CHECKPOINTS, step_path
 
 GGUF: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "model" / "test_gguf_files.py"))
+GENERATION = Path(__file__).parents[1] / "synth" / "generation_job.py"
 WORDS = {
     "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": ["<end>", "a", "b", "ab"],
     "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.token_type": [3, 1, 1, 1], "tokenizer.ggml.eos_token_id": 0,
@@ -143,7 +144,8 @@ def _explained(topology: Topology) -> str:
 
 def _to_tune_on(topology: Topology) -> object:
     config, tokenizer = SliceConfig(max_slices=4, min_source_chars=1), open_tokenizer(TOKENS, topology)
-    return chosen_to_tune(Path("docs.jsonl"), config, 0, tokenizer, operation_named("rephrase"), topology)
+    kept = Path("slices") / f"{topology.world_size}.json"
+    return chosen_to_tune(kept, Path("docs.jsonl"), config, 0, tokenizer, operation_named("rephrase"), topology)
 
 
 ASKED: dict[str, Callable[[Topology], object]] = {
@@ -188,6 +190,23 @@ def test_every_rank_goes_by_what_rank_0_sees(nodes: Path, monkeypatch: pytest.Mo
     for answers in run_ranks(_answers, 2, timeout_s=120.0, nodes=nodes):
         for asked, answer in answers.items():
             assert answer == alone[asked], asked
+
+
+def test_a_tuning_that_goes_on_has_its_slices_without_choosing_again_and_others_where_it_asks_for_others(
+    tmp_path: Path,
+) -> None:
+    tokenizer, operation = runpy.run_path(str(GENERATION))["make_tokenizer"](), operation_named("rephrase")
+    _documents(tmp_path, {f"d{n}": f"mill {n} " * 20 for n in range(30)})
+    config = SliceConfig(max_tokens=90, max_slices=4)
+    with launched(ParallelConfig()) as topology:
+
+        def chosen(documents: str, config: SliceConfig) -> list[Slice]:
+            kept = tmp_path / "slices" / "train.json"
+            return chosen_to_tune(kept, tmp_path / documents, config, 0, tokenizer, operation, topology)
+
+        first = chosen("docs.jsonl", config)
+        assert len(first) == 4 and chosen("gone.jsonl", config) == first
+        assert len(chosen("docs.jsonl", config.model_copy(update={"max_slices": 5}))) == 5
 
 
 def _recipe_name(nodes: Path) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from synpro_engine.backend import platform
-from synpro_engine.config import UserError, atomic_write_text, json_text, read_manifest, remove_directory
+from synpro_engine.config import UserError, atomic_write_text, json_text, read_json, read_manifest, remove_directory
 from synpro_engine.cycle.run_layout import (
     CHECKPOINT,
     CORPUS,
@@ -71,6 +71,8 @@ from synpro_engine.train.checkpoint_directory import CHECKPOINTS
 from synpro_engine.train.metrics import METRICS, read_metrics
 from synpro_engine.train.parking import Reading
 
+_CHOSEN = "slices"
+"""Of a tuning that is under way: the slices that it works on, by split."""
 _JUDGE = "judge/"
 """Begins the names of counts of judges in a tuning's metrics."""
 
@@ -184,7 +186,8 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
 
     def slices(split: Split, most: int, seed: int) -> list[Slice]:
         wanted = settings.slices.model_copy(update={"max_slices": most})
-        return chosen_to_tune(documents_path(inputs.tokens, split), wanted, seed, tokenizer, operation, topology)
+        kept, documents = into / _CHOSEN / f"{split}.json", documents_path(inputs.tokens, split)
+        return chosen_to_tune(kept, documents, wanted, seed, tokenizer, operation, topology)
 
     policy = load_model(inputs.generator, topology, platform.resolve_dtype(settings.dtype))
     # `load_model` freezes what it loads.
@@ -215,17 +218,34 @@ def tune_stage(into: Path, settings: TuneSettings, inputs: Inputs, topology: Top
     asked = on_main(topology, lambda: _asked_while_tuning(into))
     tell_judged(f"tuned {operation.name}", settings.own_reward, asked, topology)
     # The policy is whole; what was kept to resume from (optimizer state, a second copy of the weights) is not needed.
-    on_main(topology, lambda: remove_directory(into / CHECKPOINTS))
+    on_main(topology, lambda: [remove_directory(into / name) for name in (CHECKPOINTS, _CHOSEN)])
 
 
 def chosen_to_tune(
-    documents: Path, config: SliceConfig, seed: int, tokenizer: Tokenizer, operation: Operation, topology: Topology
+    kept: Path,
+    documents: Path,
+    config: SliceConfig,
+    seed: int,
+    tokenizer: Tokenizer,
+    operation: Operation,
+    topology: Topology,
 ) -> list[Slice]:
-    """The slices of these documents that a generator is tuned or measured on, as rank 0 reads them. Collective."""
+    """The slices of these documents that a generator is tuned or measured on, as rank 0 reads them. Collective.
+
+    kept: a file of the stage, for to choose by tokens takes hours of a large corpus. The stage's inputs are the same
+    ones at each start; how many slices are held out may be another number.
+    """
+    asked = {"slices": config.recorded(), "seed": seed}
 
     def chosen() -> list[Slice]:
+        stored = read_json(kept) if kept.exists() else {}
+        if stored.get("asked") == asked:
+            return [Slice(**fields) for fields in stored["chosen"]]
         read = partial(read_documents, str(documents))
-        return list(choose_slices(read, config, seed, token_counter(tokenizer), cut=operation.cut))
+        found = list(choose_slices(read, config, seed, token_counter(tokenizer), cut=operation.cut))
+        kept.parent.mkdir(exist_ok=True)
+        atomic_write_text(kept, json_text({"asked": asked, "chosen": list(map(asdict, found))}))
+        return found
 
     # On one rank: the corpus is read twice for it, by as many ranks as there are otherwise.
     return on_main(topology, chosen, label=f"slices for {operation.name}")
