@@ -154,8 +154,8 @@ def _numbers(key: str, low: str, high: str, scale: str | None, *, where: str) ->
     if not re.fullmatch(_NUMBER, scale) or not 0 < float(scale) < math.inf or (by := _exact(_number(scale))) > span:
         raise UserError(f"{where}: `{key}`: `:{scale}` is neither :log nor a step above 0 that fits the range")
     last = first + by * (span // by)  # the last one that is reached
-    high = int(last) if last.denominator == 1 else float(last)
-    return Numbers(key=key, low=ends[0], high=high, step=_number(scale))
+    reached = int(last) if last.denominator == 1 else float(last)
+    return Numbers(key=key, low=ends[0], high=reached, step=_number(scale))
 
 
 def _exact(value: float) -> Fraction:
