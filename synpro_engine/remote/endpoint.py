@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import urllib3
+from urllib3.util import make_headers, parse_url
 
 from synpro_engine.config import UserError, brief
 from synpro_engine.remote.config import EndpointConfig
@@ -169,9 +170,9 @@ def _pool(url: str, **options: Any) -> urllib3.PoolManager:
     if not named:
         return urllib3.PoolManager(**options)
     try:
-        proxy = urllib3.util.parse_url(named if "://" in named else f"http://{named}")
+        proxy = parse_url(named if "://" in named else f"http://{named}")
         # A pool takes no notice of credentials that stand in the address.
-        credentials = urllib3.util.make_headers(proxy_basic_auth=unquote(proxy.auth)) if proxy.auth else None
+        credentials = make_headers(proxy_basic_auth=unquote(proxy.auth)) if proxy.auth else None
         return urllib3.ProxyManager(proxy._replace(auth=None).url, proxy_headers=credentials, **options)
     except (urllib3.exceptions.ProxySchemeUnknown, urllib3.exceptions.LocationParseError):
         # It is not shown, for it may hold a password.
