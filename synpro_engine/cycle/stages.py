@@ -174,7 +174,7 @@ def _prepare(directory: Path, stage: Stage, redo: bool) -> bool:
 def _attempt_seconds(partial: Path, note: Path) -> float:
     """What an attempt that was stopped or killed took, as far as its files say: nothing else outlives a kill."""
     # By one clock, the file system's.
-    written = max((path.lstat().st_mtime for path in (partial, *partial.rglob("*"))), default=0.0)
+    written = max(path.lstat().st_mtime for path in (partial, *partial.rglob("*")))
     return max(0.0, written - note.stat().st_mtime)
 
 

@@ -1,5 +1,6 @@
 """Stages are done once, redone when what they were made from changed, and resumed from what they left."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -90,32 +91,39 @@ def test_an_interrupted_stage_finds_what_it_left(topology: Topology, tmp_path: P
 
 
 def test_the_time_of_a_stage_is_that_of_all_its_attempts_however_they_ended(topology: Topology, tmp_path: Path) -> None:
+    note = tmp_path / "long.partial.inputs.json"
+
     def work(into: Path, *, topology: Topology) -> None:
         attempt = len(list(into.iterdir()))
-        time.sleep(0.3)
         (into / str(attempt)).touch()
-        if attempt < 2:
+        if attempt < 2:  # its last file is written 100 s behind its beginning
+            written = note.stat().st_mtime + 100
+            os.utime(into / str(attempt), (written, written))
             raise KeyboardInterrupt
 
     stage = Stage("long", "one", work, {"text": "a"})
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_stages(tmp_path, [stage], topology)
-        time.sleep(0.5)  # between attempts nothing is spent
+        for file in (tmp_path / "long.partial").iterdir():  # a day passes, in which nothing is spent
+            os.utime(file, (file.stat().st_mtime - 86400,) * 2)
+        os.utime(note, (note.stat().st_mtime - 86400,) * 2)
+        os.utime(tmp_path / "long.partial", (note.stat().st_mtime,) * 2)
+    begun = time.monotonic()
     run_stages(tmp_path, [stage], topology)
-    assert 0.85 <= stage_times(tmp_path)["long"][0] < 1.85
+    assert 199.9 <= stage_times(tmp_path)["long"][0] <= 200.1 + time.monotonic() - begun
 
 
 @pytest.mark.parametrize("before", ["publish", "_note"])
 def test_a_stage_that_a_kill_left_at_its_very_end_has_its_time_and_leaves_nothing_else(
     topology: Topology, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
-    log, calls = _Log(), iter(range(3))
+    log, calls = _Log(), iter(range(4))
     kept = getattr(stages, before)
 
     def killed(*arguments: object) -> object:
-        # `_note` is asked for by the beginning of a stage and by its end.
-        if before == "publish" or next(calls) == 1:
+        # `_note` is asked for by the beginning of a stage, for its time, and by its very end.
+        if before == "publish" or next(calls) == 2:
             raise KeyboardInterrupt
         return kept(*arguments)
 

@@ -129,6 +129,9 @@ def test_training_is_the_same_whether_or_not_questions_are_asked(topology_of_one
     quiet = train(topology_of_one, tmp_path / "quiet", config)
     loud = train(topology_of_one, tmp_path / "loud", config, questions={"quiz": questions()})
     assert quiet.losses == loud.losses and not _looks(tmp_path / "quiet")
+    # Both fall on the last step: trackers take an evaluation before what was asked behind it, and none after.
+    last = [record["kind"] for record in read_metrics(tmp_path / "loud" / METRICS) if record["step"] == 3]
+    assert last == ["train", "eval", "tasks"]
 
 
 def test_the_plateau_ends_a_run_with_a_last_look(topology_of_one: Topology, tmp_path: Path) -> None:

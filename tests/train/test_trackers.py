@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,3 +236,12 @@ def test_credentials_are_taken_from_what_is_told(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     told = without_credentials("0123456789abcdef at https://me:pass@host:80/x and postgresql+psycopg://u:p@h/d")
     assert told == "*** at https://me:***@host:80/x and postgresql+psycopg://u:***@h/d"
+
+
+def test_the_rows_of_a_step_rise_in_the_order_in_which_a_run_writes_them():
+    rows, tracker = [], trackers._Wandb()
+    tracker._run = SimpleNamespace(log=lambda values, step, commit: rows.append(step))
+    for kind in ("in_run", "train", "ranks", "layers", "eval", "plateau", "tasks"):  # a row that does not rise is lost
+        tracker.write(100, {f"{kind}/value": 1.0})
+    tracker.write(101, {"in_run/value": 1.0})
+    assert rows == sorted(set(rows))

@@ -13,9 +13,9 @@ def registers(budget: int) -> int:
     return budget if triton.__version__.startswith("3.6.") else ALL
 
 
-def spills_nothing(found: Resources) -> bool:
-    """Whether all stays in registers; other releases than Triton 3.6 may put a few addresses away."""
-    bound = 0 if triton.__version__.startswith("3.6.") else 32
+def spills_nothing(found: Resources, elsewhere: int = 0) -> bool:
+    """Whether all stays in registers. elsewhere: bytes that other releases than Triton 3.6 may put away."""
+    bound = 0 if triton.__version__.startswith("3.6.") else elsewhere
     return max(found.stack_bytes, found.spill_loads, found.spill_stores) <= bound
 
 
