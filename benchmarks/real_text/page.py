@@ -141,25 +141,27 @@ def draw(records: Sequence[Record], path: Path) -> None:
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
     names, found = [name for name in arm_names(records) if name not in _LARGER], _trained(records)
+    curves = {of: curve for of, arms in CURVES.items() if (curve := curve_of(found, arms)) is not None}
+    # Without a curve there is nothing to hold losses to.
+    figure = Figure(figsize=(11 if curves else 5.5, 4.5), layout="constrained")
+    left, *others = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
     for place, name in enumerate(reversed(names)):
         losses = list(_losses(records, name).values())
         left.scatter(losses, [place] * len(losses), s=12, color="tab:gray", alpha=0.6)
         left.scatter([mean(losses).value], [place], s=40, color="tab:blue")
     left.set_yticks(range(len(names)), list(reversed(names)))
     left.set(title="loss by arm: seeds, and their mean", xlabel="nats a token, held-out messages")
-    for (of, arms), dashes in zip(CURVES.items(), ("-", "--"), strict=True):
-        curve = curve_of(found, arms)
-        if curve is not None:
+    for right in others:
+        for (of, curve), dashes in zip(curves.items(), ("-", "--"), strict=False):
             right.plot(curve.tokens, curve.means, color="black", marker="o", linestyle=dashes, label=of)
-    for number, name in enumerate(names):
-        value = mean(list(_losses(records, name).values())).value
-        right.axhline(value, color=SERIES[number % len(SERIES)], linewidth=1, label=name)
-    right.set(title="what it is worth in unique tokens", xlabel="unique tokens", xscale="log", ylabel="nats a token")
-    right.legend(fontsize=7)
-    for axes in (left, right):
+        for number, name in enumerate(names):
+            value = mean(list(_losses(records, name).values())).value
+            right.axhline(value, color=SERIES[number % len(SERIES)], linewidth=1, label=name)
+        right.set(title="what it is worth in unique tokens", xlabel="unique tokens", ylabel="nats a token")
+        right.set_xscale("log")
+        right.legend(fontsize=7)
+    for axes in (left, *others):
         axes.grid(visible=True, alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
