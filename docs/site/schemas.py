@@ -121,12 +121,7 @@ def _class_fields(given: Mapping[str, Any]) -> Iterator[Field]:
 
 def attributes(class_name: str) -> list[tuple[str, str, str]]:
     """Names, annotations and docstrings of the fields of a class of the engine, wherever it is."""
-    found = [
-        node
-        for source in engine_sources_once()
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.ClassDef) and node.name == class_name
-    ]
+    found = _classes().get(class_name, [])
     assert len(found) == 1, f"{len(found)} classes are called {class_name}"
     body = found[0].body
     fields = []
@@ -141,7 +136,15 @@ def attributes(class_name: str) -> list[tuple[str, str, str]]:
     return fields
 
 
-engine_sources_once = cache(engine_sources)
+@cache
+def _classes() -> dict[str, list[ast.ClassDef]]:
+    """The engine's classes by name."""
+    found: dict[str, list[ast.ClassDef]] = {}
+    for source in engine_sources():
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(node)
+    return found
 
 
 def json_type(node: ast.expr) -> str:

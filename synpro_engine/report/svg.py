@@ -121,12 +121,15 @@ def drawing(width: int, height: int, *, transparent: bool = False) -> Iterator[D
     """Draw in the common look: on leaving the block, `.document` holds a file of its own. Sizes in CSS pixels."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with mpl.rc_context(_RC):
         inches = (width * _POINTS_PER_PIXEL / 72, height * _POINTS_PER_PIXEL / 72)
-        figure = Figure(figsize=inches, layout="constrained")
+        figure = Figure(figsize=inches, dpi=72)
         drawn = Drawing(axes=figure.add_subplot())
         yield drawn
+        # By hand: a figure with a layout of its own is drawn once more before it is saved, for nothing but that.
+        ConstrainedLayoutEngine().execute(figure)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=transparent, metadata=no_metadata)

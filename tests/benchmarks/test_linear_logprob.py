@@ -130,6 +130,7 @@ def test_a_wrong_result_reaches_no_demand_on_memory_either(wrong: str):
     assert not any(ask.figure or ask.reached for ask in asks(rows, "cpu"))
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own_from_any_directory(tmp_path: Path):
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     arguments = [*TINY, "--only", "linear_logprob", "--passes", "forward", "--output", "lines.jsonl"]

@@ -141,6 +141,7 @@ def test_a_run_tells_rates_memory_and_where_a_step_goes(tmp_path: Path, capsys: 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [OURS, PLAIN])
 def test_a_peak_is_all_that_a_contender_holds_and_nothing_of_what_was_before(name: str) -> None:
     """Where there is next to nothing else: a copy of the weights that is freed again must not be taken off."""
@@ -150,12 +151,14 @@ def test_a_peak_is_all_that_a_contender_holds_and_nothing_of_what_was_before(nam
     assert held > 4 * 40e6 and 0.9 * held < found["peak_bytes"] < 1.3 * held, found
 
 
+@pytest.mark.slow
 def test_times_stand_where_memory_could_not_be_measured() -> None:
     found = memory(Case("nowhere", (), 1), OURS)
     assert found.keys() == {"memory_reason"} and "nowhere" in str(found["memory_reason"])
     assert list(_memory({"contender": OURS, **found})) == [f"  {OURS}, memory not measured: {found['memory_reason']}"]
 
 
+@pytest.mark.slow
 def test_processes_of_one_machine_are_held_to_one_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "rows.jsonl"
     options = ["parallel.pp=2", "--micro-batches", "4", "--rounds", "1", "--warmups", "0", "--output", str(output)]

@@ -28,6 +28,7 @@ def _by_two(words: list[str]) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_of_two_ranks_that_sample_one_tells_and_writes(tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     tiny = ["--recipe", "smoke", "--rows", "8", "--top-p", "0.9", "--prompt", "16", "--new", "4"]

@@ -22,6 +22,7 @@ def test_rewards_are_of_length_and_of_form() -> None:
     assert found == [3, 0, 2, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_small_run_writes_curves_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "curves.jsonl"
     arguments = ["--methods", "ppo", "--seeds", "1", "--steps", "3", "--output", str(output), "--docs", str(tmp_path)]

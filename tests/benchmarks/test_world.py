@@ -194,6 +194,7 @@ def test_worth_after_all_steps_is_read_off_the_study_s_own_trainings_too() -> No
     assert "| next step |  |  |  | 1.00 |" in scores(study + told) and scores(told) == "" == horizons(study)
 
 
+@pytest.mark.slow
 def test_scores_and_short_truths_of_a_world_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TO_THETA", "FROM_THETA"):
         monkeypatch.setattr(trainings, name, 6)

@@ -30,7 +30,7 @@ from synpro_engine.train.engine import StepResult
 ARM = "round-1/continue"
 SETTINGS = [
     "pretrain.max_steps=10", "pretrain.plateau=null", "pretrain.checkpoint_every=4", "pretrain.in_run.every=1",
-    "pretrain.in_run.refresh=4", "tune.rephrase.steps=1", "tune.reformat.steps=1", "generate.max_slices=16",
+    "pretrain.in_run.refresh=4", "tune={}", "generate.max_slices=16",
     "continued={steps: 24, synthetic_share: 0.4}",
     "mix.organic={scores: in_run, repeats: [0.0, 1.0, 3.0]}",
     "mix.synthetic={by: influence, order: sorted, repeats: [0.5, 1.5]}",

@@ -19,8 +19,8 @@ from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.dist import launched
 
 SETTINGS = [
-    "pretrain.max_steps=8", "pretrain.plateau=null", "pretrain.in_run=null", "tune.rephrase.steps=1",
-    "tune.reformat.steps=1", "generate.samples=2", "generate.max_slices=8", "continued.steps=8", "rounds=2",
+    "pretrain.max_steps=8", "pretrain.plateau=null", "pretrain.in_run=null", "tune={}", "generate.samples=2",
+    "generate.max_slices=8", "continued.steps=8", "rounds=2",
     "filter.min_chars=40", "mix.megadocs={generations: 2, order: shuffled}",
 ]  # fmt: skip
 

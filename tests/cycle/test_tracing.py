@@ -30,7 +30,7 @@ from synpro_engine.train.engine import StepResult
 
 SETTINGS = [
     "pretrain.max_steps=12", "pretrain.plateau=null", "pretrain.checkpoint_every=5", "pretrain.in_run=null",
-    "pretrain.mask_repetitions=true", "tune.rephrase.steps=1", "tune.reformat.steps=1", "generate.samples=2",
+    "pretrain.mask_repetitions=true", "tune={}", "generate.samples=2",
     "generate.max_slices=12",
     "continued.steps=6", "rounds=2", "filter.min_chars=70",
 ]  # fmt: skip

@@ -67,6 +67,7 @@ def _watched(directory: Path, tp: int) -> None:
         helpers["run"](topology, directory, TuneConfig.model_validate(helpers["CONFIG"].model_dump() | settings))
 
 
+@pytest.mark.slow
 def test_ranks_share_a_look_and_find_what_one_process_finds(tmp_path: Path) -> None:
     run_ranks(_watched, 1, directory=tmp_path / "alone", tp=1)
     for name, tp in (("dp2", 1), ("tp2", 2)):

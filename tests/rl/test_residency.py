@@ -71,11 +71,12 @@ def numbers(directory: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in clocks and not k.startswith("seconds")} for r in records]
 
 
-WAYS = [
-    {"train_last_blocks": None, "held_out": {"every": 2, "slices": 2}}, {"train_last_blocks": 2, "refills": 2},
-    {"train_last_blocks": None, "lora": {"rank": 2}, "importance": {}},
+WAYS: list[Any] = [
+    pytest.param({"train_last_blocks": None, "held_out": {"every": 2, "slices": 2}}, marks=pytest.mark.slow),
+    {"train_last_blocks": 2, "refills": 2},
+    pytest.param({"train_last_blocks": None, "lora": {"rank": 2}, "importance": {}}, marks=pytest.mark.slow),
     {"train_last_blocks": 2, "algorithm": "ppo", "kl_beta": 0.01},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

@@ -153,7 +153,7 @@ CASES = [
     (2, Case({}, "tied llama", MUON)),
     (2, Case({"cp": 2})),
     (4, Case({"tp": 2, "sequence_parallel": True})),
-    (4, Case({"pp": 2, "vpp": 2}, "tied llama")),
+    pytest.param(4, Case({"pp": 2, "vpp": 2}, "tied llama"), marks=pytest.mark.slow),
 ]
 
 
