@@ -214,6 +214,7 @@ def on_two_ranks(directory: str) -> list[dict]:
     return records(Path(directory))
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_trials_that_one_process_makes(tmp_path: Path) -> None:
     swept(tmp_path / "one", [f"{LR}=1e-3,1e4"], *DIVERGES, *BRIEF, sampler="grid", pruner="none")
     alone, (first, second) = records(tmp_path / "one"), run_ranks(on_two_ranks, 2, directory=str(tmp_path / "two"))
