@@ -14,6 +14,7 @@ from synpro_engine.report import Pretraining, ReportData, SourceLoss, render_rep
 from synpro_engine.report.data import SECTIONS
 from synpro_engine.report.headline import statement
 from synpro_engine.report.sections.effective_tokens import EffectiveTokens
+from synpro_engine.report.sections.pretraining import Curve, CurveKind
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 FILLABLE = [field.name for field in dataclasses.fields(ReportData) if field.name != "title"]
@@ -155,6 +156,20 @@ def test_operations_have_colours_of_their_own_in_every_theme(full_report: Report
         assert len(set(used)) == len(names)
     for colour in data.colours.values():
         assert f"var({svg.CSS_VARIABLES[colour]})" in page
+
+
+def test_losses_of_other_texts_have_other_colours() -> None:
+    kinds: dict[str, CurveKind] = {
+        "train": "train",
+        "reference": "reference",
+        "validation": "validation",
+        "reference-tasks": "reference",
+    }
+    curves = tuple(Curve(name=name, kind=kind, steps=(0, 1), loss=(2.0, 1.0)) for name, kind in kinds.items())
+    [panel] = Pretraining(curves=curves).panels()
+    legend = panel.svg.split('id="pretrain-loss-legend')[1]
+    colours = re.findall(r"fill: none; stroke(?:-dasharray: [^;]*)?.*?var\((--[a-z]+)\)", legend)
+    assert len(set(colours)) == len(colours) == len(curves), colours
 
 
 def test_same_data_gives_the_same_bytes(full_report: ReportData) -> None:

@@ -4,6 +4,7 @@ Losses are cross-entropy in nats per token.
 """
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Literal
 
 from synpro_engine.report import svg
@@ -89,13 +90,14 @@ class Pretraining:
             caption="Cross-entropy on the text being trained on and on text kept out of training; the dashed line "
             "marks where training on organic text alone was ended.",
         ) as panel:
+            colours = cycle((svg.BLUE, *(colour for colour in svg.SERIES if colour != svg.BLUE)))
             for curve in self.curves:
                 if curve.kind == "train":
                     panel.axes.plot(curve.steps, curve.loss, color=svg.GREY, lw=1.0, label=curve.name)
                 else:
                     marks = svg.point_marks(curve.steps)
                     style = "-" if curve.name == curve.kind else "--"  # one of several references, by itself
-                    panel.axes.plot(curve.steps, curve.loss, style, color=svg.BLUE, label=curve.name, **marks)
+                    panel.axes.plot(curve.steps, curve.loss, style, color=next(colours), label=curve.name, **marks)
             label_loss_axes(panel.axes)
             if self.plateau is not None:
                 self.plateau.mark(panel.axes)
