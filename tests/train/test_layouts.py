@@ -124,6 +124,7 @@ MORE_ON_TWO = [
     Case("dropout", "TP2 SP", "TP2"),
     Case("dropout", "PP2", "TP2 SP"),
     Case("dropout", "DP2", "PP2"),
+    Case("dropout", "DP2 overlap", "DP2 overlap"),
     Case("dropout llama", "TP2 SP"),
     Case("dropout llama", "PP2", "TP2 SP"),
     Case("dropout llama", "CP2", "PP2"),
@@ -135,7 +136,6 @@ MORE_ON_TWO = [
     Case("muon last block", "PP2", "TP2"),
     Case("muon last block", "DP2", "PP2"),
     Case("muon last block", "CP2", "TP2"),
-    Case("dropout", "DP2 overlap", "DP2 overlap"),
     *(Case(v, "CP2 overlap", "CP2 overlap") for v in ("olmo2", "dropout", "muon")),
 ]
 FOUR_RANKS = [
