@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from synpro_kernels.common.launch import Call
+from synpro_kernels.common.launch import Call, ceil_div
 from synpro_kernels.ops.linear_logprob import triton_gemm, triton_rows
 from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
-from synpro_kernels.ops.linear_logprob.tiles import tile_for
+from synpro_kernels.ops.linear_logprob.tiles import tile_for, tiles_each_for
 from synpro_kernels.ops.linear_logprob.types import LogitSettings, Shard, Stats
 from synpro_kernels.testing.compile_only import TENSOR_MEMORY_LIMIT, Compiled, compile_call, compile_for
 from tests.kernels.compiled.budget import registers, shared_bytes, spills_nothing
@@ -94,6 +94,15 @@ def test_row_kernels_spill_nothing(capability):
     for found in (merged.resources, differentiated.resources):
         assert spills_nothing(found)
     assert "LDG.E.128" in differentiated.sass and "STG.E" in differentiated.sass
+
+
+@pytest.mark.parametrize("processors", [108, 132, 148])
+def test_no_wave_of_programs_leaves_many_processors_idle(processors):
+    """The time is that of waves x tiles: within 10 % of what it would be if work could be cut at will."""
+    for row_tiles in range(8, 600):
+        tiles = tiles_each_for(row_tiles, 512, processors)
+        waves = ceil_div(row_tiles * ceil_div(512, tiles), processors)
+        assert waves * tiles * processors <= 1.1 * row_tiles * 512, row_tiles
 
 
 def test_the_workspace_of_the_forward_is_a_few_megabytes():

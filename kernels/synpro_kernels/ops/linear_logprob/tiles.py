@@ -12,7 +12,7 @@ by compiling ahead of time.
 
 import torch
 
-from synpro_kernels.common.launch import Tile
+from synpro_kernels.common.launch import Tile, ceil_div
 
 _HALF = {
     80: Tile(128, 128, 64, 8, 3),  # 96 KiB of operands; mma.sync leaves no registers for a larger tile
@@ -37,3 +37,16 @@ def tile_for(capability: int, dtype: torch.dtype, tokens: int, *, plain: bool = 
         tile = tile._replace(BM=128, BN=128 if tile.BN > 128 else 64)
     # Few tokens (decoding, small groups): a narrow tile wastes fewer rows, and the weight is read once either way.
     return tile if tokens > 64 else tile._replace(BM=64, BN=min(tile.BN, 128), num_warps=4)
+
+
+def tiles_each_for(row_tiles: int, column_tiles: int, processors: int) -> int:
+    """How many tiles of the vocabulary one program takes, so that the last wave of programs is full or short.
+
+    One program fills a processor, so the time is that of waves x tiles. At T 12,288 and V 131,072 on 132 processors two
+    splits would be two waves of 256 tiles, of which the second leaves 72 processors idle; four are three of 128.
+    """
+    # Two programs a processor at least, so that one that is late delays half of the work. Of 8 to 600 row tiles by 512,
+    # a dozen to choose from leave at most 8 % idle, where the fewest leave 50.
+    fewest = max(1, min(column_tiles, 2 * processors // row_tiles))
+    sizes = [ceil_div(column_tiles, splits) for splits in range(fewest, min(column_tiles, fewest + 11) + 1)]
+    return min(sizes, key=lambda tiles: ceil_div(row_tiles * ceil_div(column_tiles, tiles), processors) * tiles)

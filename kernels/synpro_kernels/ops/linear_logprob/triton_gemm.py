@@ -4,6 +4,7 @@ The logits exist only as a tile in registers. Deterministic: each program writes
 a fixed order. Operands are read through pointers, or through tensor descriptors (TMA) where the hardware has them.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from synpro_kernels.common.launch import Call, Tile, capability_of, ceil_div
-from synpro_kernels.ops.linear_logprob.tiles import tile_for
+from synpro_kernels.ops.linear_logprob.tiles import tile_for, tiles_each_for
 from synpro_kernels.ops.linear_logprob.triton_math import LN_2, capped, gradient, merge
 from synpro_kernels.ops.linear_logprob.types import Shard, Stats
 
@@ -123,9 +124,19 @@ def gradient_kernel(
 
 
 def stats(shard: Shard, *, entropy: bool) -> Stats:
-    """What the shard knows of each token's logits (`types.Stats`), in one kernel and a merge of [splits, T] parts."""
-    processors = _processors(shard.hidden_TH)
-    call = stats_call(shard, entropy=entropy, capability=capability_of(shard.hidden_TH), processors=processors)
+    """What the shard knows of each token's logits (`types.Stats`), in one kernel and a merge of [splits, T] parts.
+
+    Environment: SYNPRO_PERSISTENT is a name of `gluon_forward.FORMS`, which then makes the parts where it can.
+    """
+    capability, processors = capability_of(shard.hidden_TH), _processors(shard.hidden_TH)
+    if form := os.environ.get("SYNPRO_PERSISTENT"):
+        from synpro_kernels.ops.linear_logprob import gluon_forward  # Triton's experimental part: where it is asked for
+
+        if gluon_forward.takes(shard, capability) and _fits_descriptors(shard.hidden_TH, shard.weight_VH, capability):
+            warps = gluon_forward.named(form)
+            call = gluon_forward.stats_call(shard, entropy=entropy, processors=processors, warps=warps)
+            return _merge_parts(Stats(*call.launch()))
+    call = stats_call(shard, entropy=entropy, capability=capability, processors=processors)
     return _merge_parts(Stats(*call.launch()))
 
 
@@ -146,8 +157,7 @@ def stats_call(
     descriptor = _fits_descriptors(hidden_TH, weight_VH, capability) if descriptor is None else descriptor
     tile = _tile(shard, shard.bias_V, capability)
     row_tiles, column_tiles = ceil_div(shard.tokens, tile.BM), ceil_div(shard.vocab, tile.BN)
-    tiles_each = ceil_div(column_tiles, splits_for(row_tiles, column_tiles, processors))
-    # Again, from the rounded size: otherwise the last programs could be left without a tile.
+    tiles_each = tiles_each_for(row_tiles, column_tiles, processors)
     splits = ceil_div(column_tiles, tiles_each)
     # 16 T bytes a split, written once each: programs share no word of memory, so there are no atomics to order.
     parts = hidden_TH.new_empty((4, splits, shard.tokens), dtype=torch.float32).unbind(0)
@@ -155,15 +165,6 @@ def stats_call(
     options |= _logit_options(shard, shard.bias_V) | {"tiles_each": tiles_each, "ENTROPY": entropy}
     arguments = hidden, weight, shard.bias_V, shard.column_T, *parts, shard.tokens, shard.vocab
     return Call(stats_kernel, (row_tiles * splits,), arguments, options, parts)
-
-
-def splits_for(row_tiles: int, column_tiles: int, processors: int) -> int:
-    """Into how many parts to cut the vocabulary: two programs for every processor, so that the last wave is short.
-
-    At T 8192 on 132 processors that is 4 parts, 256 programs; the parts' statistics take 0.5 MB.
-    """
-    # Where tokens alone make two programs a processor, the vocabulary stays in one part.
-    return max(1, min(column_tiles, 2 * processors // row_tiles))
 
 
 def gradient_call(
