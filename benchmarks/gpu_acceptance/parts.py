@@ -21,6 +21,7 @@ from benchmarks.linear_logprob.asks import asks
 from synpro_kernels.common.triton_status import triton_status
 
 Record = Mapping[str, Any]
+_USUAL = "linear_logprob"
 _COPIES, _LAYOUTS = "benchmarks.gpu_acceptance.copies", "benchmarks.gpu_acceptance.layouts"
 
 
@@ -130,6 +131,23 @@ def _linear_logprob(place: Place) -> list[Program]:
     tiny = ("--tokens", "64", "--width", "32", "--vocab", "257", "--rounds", "1", "--only", ours, "--no-memory")
     options = tiny if place.dry else ("--rounds", "5")
     return [_ran("benchmarks.linear_logprob", *options, *place.output("linear_logprob"))]
+
+
+def _persistent(place: Place) -> list[Program]:
+    def forward(*options: str) -> Program:
+        only = ("--only", f"{_USUAL},persistent,persistent_in_turn", "--passes", "forward", "--no-memory")
+        return _ran("benchmarks.linear_logprob", *only, *options, *place.output("persistent"))
+
+    def repeated(form: str) -> Program:
+        tiny = ("--sizes", "tiny", "--runs", "2") if place.dry else ()
+        options = ("--only", f"{_USUAL}, forward", *tiny, *place.output("persistent"))
+        return _ran("benchmarks.gpu_acceptance.races", *options, SYNPRO_PERSISTENT=form, **_interpreted(place))
+
+    tiny = ("--tokens", "65", "--width", "64", "--vocab", "257", "--rounds", "1")
+    odd = ("--tokens", "1003", "--width", "192", "--vocab", "50257", "--rounds", "1")
+    # Where most can go wrong first: what hangs later leaves what it told.
+    timed = [forward(*tiny)] if place.dry else [forward(*odd), forward("--rounds", "7")]
+    return [*timed, repeated("together"), repeated("in-turn")]
 
 
 def _pretrain(place: Place) -> list[Program]:
@@ -242,6 +260,20 @@ def _of_linear_logprob(records: Sequence[Record], log: str) -> Iterator[Line]:
     rows = [Row(**{**one, "timing": Timing(**one["timing"]) if one["timing"] else None}) for one in records]
     on_gpu = any("capability" in row.environment for row in rows)
     yield from map(_held, asks(rows, "cuda" if on_gpu else "cpu"))
+
+
+def _of_persistent(records: Sequence[Record], log: str) -> Iterator[Line]:
+    yield from _of_races([one for one in records if one["bench"] == "races"], log)
+    timed = [one for one in records if one["bench"] != "races"]
+    for record in (one for one in timed if one["contender"].startswith("persistent")):
+        what, asked = f"{record['contender']}, T {record['settings']['tokens']}", "as accurate"
+        if record["status"] != "ok":
+            reached = "-" if record["status"] == "not run" else "NO"
+            yield Line(what, "-", f"{record['status']}: {record['reason']}", asked, reached)
+            continue
+        usual = next(one for one in timed if (one["contender"], one["settings"]) == (_USUAL, record["settings"]))
+        faster = usual["timing"]["median"] / record["timing"]["median"]
+        yield Line(what, f"{record['tflops']:.0f}", f"TFLOP/s, {faster:.2f}x {_USUAL}", asked, "yes")
 
 
 def _of_pretrain(records: Sequence[Record], log: str) -> Iterator[Line]:
@@ -361,5 +393,9 @@ PARTS = {
     "influence": Part(about="what watching a training step costs", programs=_influence, lines=_of_influence),
     "smoke": Part(about="the whole cycle in bf16, on 1 GPU and on 2", programs=_smoke, lines=_of_smoke),
     "checkpoint": Part(about="synpro-400m saved and loaded", programs=_checkpoint, lines=_of_checkpoint),
+    "persistent": Part(
+        about="the forward with a loading warp, which no GPU has run: right, then speed (sm_90)", programs=_persistent,
+        lines=_of_persistent, seconds=120.0,
+    ),
 }  # fmt: skip
-"""Most telling first."""
+"""Most telling first, and last what might hang."""

@@ -30,12 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, write."""
     parser = command_line("gpu_acceptance.races", __doc__, "--output")
     parser.add_argument("--sizes", choices=tuple(SIZES), help="default: those of the device")
+    parser.add_argument("--only", default="", metavar="TEXT", help="ops whose name has this in it")
     parser.add_argument("--runs", type=int, default=50, help="of each op (default: %(default)s)")
     given = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where, bad = environment(device), False
     with interpreted():
+        # One by one: a GPU could not hold the inputs of all.
         for case in cases(SIZES[given.sizes or device.type], torch.bfloat16, device):
+            if given.only not in case.name:
+                continue
             try:
                 found = repeated(case, given.runs, device)
             except Exception as error:  # of one op, which must not lose the others

@@ -5,17 +5,19 @@ Other libraries are called through the functions they offer their users, and are
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.linear_logprob.problem import Outputs, join, outputs_of_logits
+from benchmarks.linear_logprob.problem import Outputs, Shape, join, outputs_of_logits
 
 Compute = Callable[[Tensor, Tensor, Tensor, bool], Outputs]
 """(hidden [T, H], weight [V, H], target [T], whether entropy is wanted) -> outputs; those without entropy ignore it."""
@@ -31,10 +33,18 @@ class Contender:
     """Import and prepare; an ImportError means it is not here."""
     ours: bool = False
     cuda_only: bool = False
+    persistent: bool = False
+    """A form of `gluon_forward`, made for sm_90, halves and whole stages of the width: elsewhere the usual one runs."""
 
-    def why_not(self, device: torch.device) -> str | None:
-        """Why it cannot run on the device, or None."""
-        return "needs CUDA" if self.cuda_only and device.type != "cuda" else None
+    def why_not(self, device: torch.device, shape: Shape) -> str | None:
+        """Why it cannot run on the device or at this shape, or None."""
+        if self.cuda_only and device.type != "cuda":
+            return "needs CUDA"
+        if self.persistent and torch.cuda.get_device_capability(device)[0] != 9:
+            return "needs a GPU of sm_90"
+        if self.persistent and (shape.dtype == torch.float32 or shape.width % 64 or shape.tokens <= 64):
+            return "needs halves, a width of whole 64s and more than 64 tokens"
+        return None
 
 
 def _linear_logprob() -> Compute:
@@ -43,6 +53,16 @@ def _linear_logprob() -> Compute:
     def compute(hidden: Tensor, weight: Tensor, target: Tensor, entropy: bool) -> Outputs:
         found = linear_logprob(hidden, weight, target, entropy=entropy)
         return Outputs(logprob=found.logprob, logsumexp=found.logsumexp, entropy=found.entropy)
+
+    return compute
+
+
+def _persistent(form: str) -> Compute:
+    plain = _linear_logprob()
+
+    def compute(hidden: Tensor, weight: Tensor, target: Tensor, entropy: bool) -> Outputs:
+        with patch.dict(os.environ, SYNPRO_PERSISTENT=form):
+            return plain(hidden, weight, target, entropy)
 
     return compute
 
@@ -128,6 +148,18 @@ def contenders(chunk_tokens: int) -> list[Contender]:
             what="ours, gradients made in the forward pass",
             load=_linear_cross_entropy,
             ours=True,
+        ),
+        triton(
+            name="persistent",
+            what="linear_logprob, its forward by a loading warp and one group",
+            load=partial(_persistent, "together"),
+            persistent=True,
+        ),
+        triton(
+            name="persistent_in_turn",
+            what="the same with two groups in turn",
+            load=partial(_persistent, "in-turn"),
+            persistent=True,
         ),
         Contender(name="materialised", what="PyTorch, all logits held", load=lambda: materialised),
         Contender(name="compiled", what="torch.compile of the same", load=_compiled),

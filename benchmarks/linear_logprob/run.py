@@ -85,7 +85,7 @@ class Problem:
 def check(problem: Problem, oracle: Oracle, contender: Contender, passes: str) -> tuple[Row, harness.Step | None]:
     """Load a contender, run it once and judge it. The row has no time yet; there is no step where it cannot run."""
     row = Row(bench=BENCH, contender=contender.name, passes=passes, computes="-", status="not run")
-    if reason := contender.why_not(problem.device):
+    if reason := contender.why_not(problem.device, problem.plan.shape):
         return replace(row, reason=reason), None
     try:
         step = problem.step(contender.load(), passes)

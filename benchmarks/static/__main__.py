@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -16,7 +17,7 @@ from benchmarks.common.environment import commit, version
 from benchmarks.common.records import write_lines
 from benchmarks.common.tables import aligned
 from benchmarks.linear_logprob.problem import Shape
-from benchmarks.static.cases import Case, cce, liger, ours
+from benchmarks.static.cases import Case, cce, liger, ours, persistent
 from benchmarks.static.machine_code import hot_loops
 from synpro_kernels.testing.compile_only import SHARED_LIMIT, compile_for
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def gather(shape: Shape, *, entropy: bool) -> tuple[list[Case], list[str]]:
     """Return the kernels that are here, and a line for each library that is not."""
     cases, missing = list(ours(shape, entropy=entropy)), []
-    for name, others in (("CCE", cce), ("Liger", liger)):
+    for name, others in (("Gluon", partial(persistent, entropy=entropy)), ("CCE", cce), ("Liger", liger)):
         try:
             cases += others(shape)
         except ImportError as error:
@@ -65,7 +66,7 @@ def gather(shape: Shape, *, entropy: bool) -> tuple[list[Case], list[str]]:
 def measure(cases: Sequence[Case]) -> Iterator[dict[str, object]]:
     """Compile every kernel for every generation and read what it takes."""
     for capability in CAPABILITIES:
-        for case in cases:
+        for case in [case for case in cases if case.capability in (None, capability)]:
             print(f"sm_{capability}: {case.library}, {case.does}", file=sys.stderr, flush=True)
             with compile_for(capability):
                 compiled = case.build(capability)

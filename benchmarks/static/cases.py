@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.linear_logprob.problem import Shape
 from synpro_kernels.common.launch import Call
+from synpro_kernels.ops.linear_logprob.types import IGNORE, LogitSettings, Shard
 from synpro_kernels.testing.compile_only import Compiled, compile_call, compile_kernel
 
 _HEAD = 128
@@ -28,6 +29,8 @@ class Case:
     library: str
     does: str
     build: Callable[[int], Compiled]
+    capability: int | None = None
+    """The one that it is written for; None: all."""
 
 
 def _meta(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -37,18 +40,9 @@ def _meta(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def ours(shape: Shape, *, entropy: bool) -> Iterator[Case]:
     """Both kernels with a matrix product, and the two that work on rows of products."""
     from synpro_kernels.ops.linear_logprob import block_sizes, triton_gemm, triton_rows
-    from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
-    from synpro_kernels.ops.linear_logprob.types import IGNORE, LogitSettings, Shard, Stats
+    from synpro_kernels.ops.linear_logprob.types import Stats
 
-    settings = LogitSettings(temperature=1.0, softcap=None, ignore_index=IGNORE, vocab_start=0)
-    shard = Shard(
-        hidden_TH=_meta(shape.tokens, shape.width, dtype=shape.dtype),
-        weight_VH=_meta(shape.vocab, shape.width, dtype=shape.dtype),
-        bias_V=None,
-        column_T=_meta(shape.tokens, dtype=torch.int64),
-        settings=settings,
-        kernels=LINEAR_LOGPROB.named("triton"),
-    )
+    shard = _shard(shape)
     chunk, block = block_sizes.cached(shard, shape.vocab)[0], block_sizes.whole_columns(shard)[1]
     coefficients, out = _meta(shape.tokens, 5), _meta(shape.tokens, block, dtype=shape.dtype)
     products, column = _meta(chunk, shape.vocab), _meta(chunk, dtype=torch.int64)
@@ -62,16 +56,39 @@ def ours(shape: Shape, *, entropy: bool) -> Iterator[Case]:
             shard, weight, None, coefficients, 0, out, capability=capability
         ),
         "rows: statistics": lambda capability: triton_rows.merge_call(
-            products, Stats.empty(chunk, products, torch.float32), column, 0, settings
+            products, Stats.empty(chunk, products, torch.float32), column, 0, shard.settings
         ),
         "rows: gradient": lambda capability: triton_rows.differentiate_call(
-            products, coefficients[:chunk], column, 0, settings, shape.dtype
+            products, coefficients[:chunk], column, 0, shard.settings, shape.dtype
         ),
     }
     for does, call in calls.items():
         yield Case(library="ours", does=does, build=partial(_compiled, call))
     yield from _distilling(shape)
     yield from _row_ops(shape)
+
+
+def persistent(shape: Shape, *, entropy: bool) -> Iterator[Case]:
+    """The forms of the forward in which a warp loads. Raises ImportError where Triton has no Gluon for sm_90."""
+    from synpro_kernels.ops.linear_logprob import gluon_forward
+
+    for form, warps in gluon_forward.FORMS.items():
+        call = gluon_forward.stats_call(_shard(shape), entropy=entropy, processors=_PROCESSORS, warps=warps)
+        build = partial(_compiled, lambda _, call=call: call)
+        yield Case(library="ours", does=f"product + statistics, {form}", build=build, capability=90)
+
+
+def _shard(shape: Shape) -> Shard:
+    from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
+
+    return Shard(
+        hidden_TH=_meta(shape.tokens, shape.width, dtype=shape.dtype),
+        weight_VH=_meta(shape.vocab, shape.width, dtype=shape.dtype),
+        bias_V=None,
+        column_T=_meta(shape.tokens, dtype=torch.int64),
+        settings=LogitSettings(temperature=1.0, softcap=None, ignore_index=IGNORE, vocab_start=0),
+        kernels=LINEAR_LOGPROB.named("triton"),
+    )
 
 
 def _distilling(shape: Shape) -> Iterator[Case]:

@@ -82,6 +82,30 @@ def test_losses_are_right_only_where_plain_pytorch_was_there_to_be_held_to(plain
     assert line.reached == reached
 
 
+def test_a_form_of_the_forward_is_told_beside_the_usual_one_of_the_same_sizes() -> None:
+    def row(contender: str, tokens: int, seconds: float, **more: object) -> dict[str, object]:
+        about = {
+            "bench": "linear_logprob",
+            "contender": contender,
+            "settings": {"tokens": tokens},
+            "status": "ok",
+            "reason": None,
+            "tflops": 1.0,
+        }
+        return {**about, "timing": {"median": seconds}, **more}
+
+    failed = {"status": "wrong", "reason": "logprob", "timing": None}
+    records = [
+        row("linear_logprob", 9, 8.0), row("persistent", 9, 1.0, **failed), row("linear_logprob", 7, 3.0),
+        row("persistent", 7, 2.0),
+    ]  # fmt: skip
+    races = {"bench": "races", "op": "linear_logprob, forward", "runs": 50, "differing": 3, "wrong": "3 of 50 differ"}
+    raced, wrong, right = PARTS["persistent"].lines([*records, races], "")
+    assert (raced.figure, raced.reached) == ("3", "NO")
+    assert (wrong.unit, wrong.reached) == ("wrong: logprob", "NO")
+    assert (right.unit, right.reached) == ("TFLOP/s, 1.50x linear_logprob", "yes")
+
+
 def test_memory_that_could_not_be_measured_is_said() -> None:
     about = {"case": "a", "recipe": "a", "contender": "synpro_engine", "status": "ok", "micro_batches": 1}
     [_, _, line] = PARTS["pretrain"].lines([{**about, "tokens_per_s": 1.0, "mfu": 0.5, "memory_reason": "full"}], "")

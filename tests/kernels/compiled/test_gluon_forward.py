@@ -10,14 +10,17 @@ import torch
 
 from synpro_kernels import linear_logprob, linear_logprob_definition
 from synpro_kernels.common.launch import Call
-from synpro_kernels.ops.linear_logprob import forward, gluon_forward, triton_gemm
+from synpro_kernels.ops.linear_logprob import forward, triton_gemm
 from synpro_kernels.ops.linear_logprob.dispatch import LINEAR_LOGPROB
-from synpro_kernels.ops.linear_logprob.gluon_forward import FORMS, Warps
 from synpro_kernels.ops.linear_logprob.types import LogitSettings, Shard, Stats
 from synpro_kernels.testing import nan_filled_empty, using
 from synpro_kernels.testing.compile_only import SHARED_LIMIT, compile_call, compile_for
-from synpro_kernels.testing.gluon_machine import Fault, run
+from synpro_kernels.testing.gluon_machine import Fault
 from tests.kernels.compiled.budget import spills_nothing
+
+gluon_forward = pytest.importorskip(f"{triton_gemm.__package__}.gluon_forward", exc_type=ImportError)
+run = pytest.importorskip("synpro_kernels.testing.gluon_language").run
+FORMS, Warps = gluon_forward.FORMS, gluon_forward.Warps
 
 PLAIN = LogitSettings(temperature=1.0, softcap=None, ignore_index=-100, vocab_start=0)
 SMALL = {1: Warps(1, 4, 16, 16, 16, 3), 2: Warps(2, 4, 16, 16, 16, 3)}
@@ -42,7 +45,7 @@ def shard_of(tokens: int, vocab: int, width: int, *, device: str = "cpu", **sett
 
 
 def parts_of(
-    shard: Shard, warps: Warps, seed: int, *, processors: int = 2, module: ModuleType = gluon_forward
+    shard: Shard, warps: tuple[int, ...], seed: int, *, processors: int = 2, module: ModuleType = gluon_forward
 ) -> Stats:
     with nan_filled_empty():
         call = module.stats_call(shard, entropy=True, processors=processors, warps=warps)

@@ -6,12 +6,16 @@ tiles of 128 x 256, or two of four take tiles of 128 x 128 in turn: then the one
 product, and a third more is read from L2.
 
 No GPU has run it yet, so it is taken where SYNPRO_PERSISTENT names a form of it. Gluon has no interpreter: values and
-the order at its barriers are tested by `testing.gluon_machine`, which runs this source.
+the order at its barriers are tested by `testing.gluon_language`, which runs this source.
 """
+# What stands under `gluon.jit` is Gluon, whose constants and tensors are told apart by its compiler.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportOperatorIssue=false
 
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -23,6 +27,8 @@ from synpro_kernels.ops.linear_logprob import triton_math
 from synpro_kernels.ops.linear_logprob.tiles import tiles_each_for
 from synpro_kernels.ops.linear_logprob.types import Shard
 
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6):
+    raise ImportError(f"the persistent forward needs Triton 3.6 or later; here is {triton.__version__}")
 LN_2 = triton_math.LN_2
 # One source for both languages: Gluon compiles what is elementwise as Triton does.
 merge = gluon.jit(triton_math.merge.fn)
