@@ -88,11 +88,29 @@ class _Patched:
 
 
 def torchtitan(recipe: Recipe, weights: Weights, topology: Topology) -> Contender:
-    """No step is written for it, and where it can be imported its row says that; else that it is not there."""
-    importlib.import_module("torchtitan")
-    # 0.3: a nightly torch, flex or varlen attention, a registry of sizes, and a Trainer that reads its data, devices
-    # and mesh itself.
-    raise NotImplementedError("no step is written for it: it trains sizes of its own registry under its own launcher")
+    """The Llama and the loss of torchtitan 0.2 in a plain loop, for its Trainer reads data, devices and mesh itself."""
+    llama3 = importlib.import_module("torchtitan.models.llama3")
+    if not hasattr(llama3, "TransformerModelArgs"):
+        raise NotImplementedError("is another release than 0.2, which makes its models otherwise")
+    model = recipe.model
+    usual = model.head_dim in (None, model.d_model // model.heads) and not model.tie_embeddings
+    if model.family not in ("llama", "mistral") or not usual:
+        raise NotImplementedError("has Llama alone, with heads of d_model / heads and an output layer of its own")
+    arguments = llama3.TransformerModelArgs(
+        dim=model.d_model, n_layers=model.layers, n_heads=model.heads, n_kv_heads=model.kv_heads,
+        vocab_size=model.vocab_size, norm_eps=model.norm_eps, rope_theta=model.rope_theta, max_seq_len=model.seq_len,
+        # The gated width is int(this times int(8/3 d_model)).
+        multiple_of=1, ffn_dim_multiplier=(model.ffn + 0.5) / int(8 * model.d_model / 3),
+    )  # fmt: skip
+    # Its positions are stretched in any case; by a factor of 1 they stay.
+    stretch = {"factor": 1.0} if model.rope_scaling is None else model.rope_scaling.model_dump()
+    vars(arguments.rope_scaling_args).update(stretch, scaling_factor=stretch["factor"])
+    module = llama3.Transformer(arguments)
+    module.load_state_dict(llama3.Llama3StateDictAdapter(arguments, None).from_hf(dict(weights)))
+    summed = importlib.import_module("torchtitan.components.loss").cross_entropy_loss
+    return Loop(
+        module, lambda tokens, labels: summed(module(tokens), labels), recipe.pretrain.optimizer, topology.device
+    )
 
 
 def trainer(recipe: Recipe, weights: Weights, topology: Topology) -> Contender:
