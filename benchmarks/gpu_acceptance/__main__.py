@@ -19,7 +19,8 @@ import torch
 from benchmarks.common.command import command_line, picked
 from benchmarks.common.environment import environment
 from benchmarks.common.tables import aligned
-from benchmarks.gpu_acceptance.parts import PARTS, Place
+from benchmarks.gpu_acceptance.part import Place
+from benchmarks.gpu_acceptance.parts import PARTS
 from benchmarks.gpu_acceptance.runner import Outcome, kept, run
 from synpro_engine.config import UserError
 

@@ -16,7 +16,7 @@ import psutil
 from benchmarks.common.environment import ROOT
 from benchmarks.common.processes import ends_with_us, variables
 from benchmarks.common.records import read_lines
-from benchmarks.gpu_acceptance.parts import Part, Place, Program
+from benchmarks.gpu_acceptance.part import Part, Place, Program
 from synpro_engine.config import UserError, atomic_write_text
 
 Outcome = Mapping[str, Any]

@@ -16,7 +16,8 @@ import torch
 from benchmarks.common.records import read_lines
 from benchmarks.gpu_acceptance import __main__ as program
 from benchmarks.gpu_acceptance import copies, grpo, layouts, races
-from benchmarks.gpu_acceptance.parts import PARTS, Line, Part, Place, Program
+from benchmarks.gpu_acceptance.part import Line, Part, Place, Program
+from benchmarks.gpu_acceptance.parts import PARTS
 from benchmarks.gpu_acceptance.runner import kept, run
 from benchmarks.kernels.case import SIZES
 from benchmarks.kernels.cases import cases
@@ -45,7 +46,7 @@ def says(records: Sequence[object], log: str) -> Iterator[Line]:
 
 
 def part(*programs: Program, **more: object) -> Part:
-    return Part(about="a part", programs=lambda place: list(programs), lines=says, **more)
+    return Part(programs=lambda place: list(programs), lines=says, **more)
 
 
 def test_a_part_that_ends_well_is_kept_and_tells_its_lines(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_a_part_that_cannot_run_is_skipped_and_tried_again(tmp_path: Path) -> No
 
 
 def test_a_part_that_ends_well_and_tells_nothing_has_failed(tmp_path: Path) -> None:
-    mute = Part(about="mute", programs=lambda place: [python("print('hello')")], lines=lambda records, log: iter(()))
+    mute = Part(programs=lambda place: [python("print('hello')")], lines=lambda records, log: iter(()))
     assert run("mute", mute, place(tmp_path), WHERE)["error"] == "it ended well and told nothing"
 
 
