@@ -77,7 +77,8 @@ def _logprob() -> Choice:
     elif chosen == "torch" and triton_status()[0]:
         why = "CUDA tensors; the Triton kernels are made for NVIDIA GPUs from sm_80 on"
     else:
-        why = f"CUDA tensors; {triton_status()[1]}"
+        form = os.environ.get("SYNPRO_PERSISTENT")
+        why = f"CUDA tensors; {triton_status()[1]}" + (f"; SYNPRO_PERSISTENT={form}" if form else "")
     return Choice("log-prob op", {"triton": "Triton", "csrc": "C++", "torch": "PyTorch, in blocks"}[chosen], why)
 
 
