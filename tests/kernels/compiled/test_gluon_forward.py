@@ -56,7 +56,7 @@ def results(shard: Shard, parts: Stats) -> forward.Evaluated:
     return forward.finish(triton_gemm._merge_parts(parts), shard, shard.column_T, None)
 
 
-@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize("entropy", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_machine_code_has_the_roles_and_spills_nothing(form, entropy):
     shard, warps = shard_of(8192, 131072, 4096, device="meta"), FORMS[form]
