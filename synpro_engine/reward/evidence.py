@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from synpro_engine.data.word_pattern import WORD
 from synpro_engine.reward.alignment import ALIGNED, alignment
 from synpro_engine.reward.answers import ANSWERED, answer_start, answering
 from synpro_engine.reward.tokens import Tokens, clauses, is_content, stem, words_of
@@ -104,7 +105,7 @@ def _matches(cosine_TS: Array, by_sentence_TK: Array, chosen: int, text: Tokens)
 def _content(text: Tokens) -> NDArray[np.bool_]:
     """Which tokens [T] belong to words that carry meaning."""
     kept = np.zeros(len(text.text) + 1, bool)
-    for match in re.finditer(r"\w+", text.text):
+    for match in re.finditer(WORD, text.text):
         kept[match.start() : match.end()] = is_content(match[0])
     return kept[text.starts_T]
 
@@ -129,7 +130,7 @@ def _order(cosine_TS: Array, first_K: NDArray[np.int64], text: Tokens) -> dict[s
 def _lacking(all_T: Array, text: Tokens, source: str) -> dict[str, float]:
     """How near the words that the source lacks come to any of its own: synonyms do, inventions do not."""
     known = {stem(word) for word in words(source)}
-    spans = [match.span() for match in re.finditer(r"\w+", text.text) if is_content(match[0])]
+    spans = [match.span() for match in re.finditer(WORD, text.text) if is_content(match[0])]
     begins = text.starts_T
     new = [(a, b) for a, b in spans if stem(text.text[a:b]) not in known]
     near = [all_T[(begins >= a) & (begins < b)] for a, b in new]

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from synpro_engine.data.word_pattern import WORD
+
 Vectors = NDArray[np.float32]
 Places = NDArray[np.int64]
 
 _CLAUSE = re.compile(r"(?<=[.!?;:])[\"'\u2019\u201d)\]]*\s+|\n+")
-_WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+(?:['\u2019]\w+)*")
+_WORD = re.compile(rf"\d+(?:[.,]\d+)*|{WORD}(?:['\u2019]{WORD})*")
 _STOP = frozenset(
     "a about after all also an and any are as at be because been before being both but by can could did do does during"
     " each for from had has have he her here him his how i if in into is it its may me might more most must my no not"

@@ -11,7 +11,9 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-_WORD = re.compile(r"\w+(?:['\u2019.,]\w+)*")
+from synpro_engine.data.word_pattern import WORD
+
+_WORD = re.compile(rf"{WORD}(?:['\u2019.,]{WORD})*")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\n\u2026][\"'\u2019\u201d)\]]*\s+|[-*\u2022\"\u201c(\[]\s*)$")
 _SMALL = (

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
+from synpro_engine.data.word_pattern import WORD
 from synpro_engine.synth.cleaning import FENCE
 from synpro_engine.synth.commentary import is_talk
 from synpro_engine.synth.keys import DOTS, LONGEST_SLOT, NOTHING_SAID, Keys
@@ -260,7 +261,7 @@ def fault_of(entry: Entry, example_words: Set[str], keys: Keys) -> Cut | None:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(WORD, text.casefold())
 
 
 def words_of(text: str) -> frozenset[str]:

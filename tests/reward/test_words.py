@@ -1,7 +1,7 @@
 import random
 
 from synpro_engine.reward import distinct_ngrams, rouge_l_precision, unsupported_places, unsupported_share
-from synpro_engine.reward.words import common_subsequence, stated_facts
+from synpro_engine.reward.words import common_subsequence, stated_facts, words
 
 SOURCE = (
     "In 1871 the mill at Harwick, owned by Anna Pell, burned down. She borrowed 12,000 pounds from a bank and hired "
@@ -36,6 +36,14 @@ def test_numbers_and_names_that_the_source_has_are_supported_in_any_spelling() -
     )
     assert unsupported_share("The workers of The Town were hired in the MILL.", SOURCE) == 0.0
     assert unsupported_share("no facts at all here", SOURCE) == 0.0
+
+
+def test_words_of_scripts_whose_vowels_are_marks_are_whole() -> None:
+    """Hindi, pointed Arabic and an accent apart; a mark on a sign is no word."""
+    assert words("हिन्दी में लिखा") == ["हिन्दी", "में", "लिखा"]
+    assert words("كَتَبَ, Ne\u0301 \u2764\ufe0f") == ["كَتَبَ", "ne\u0301"]
+    # In pieces between the signs three of seven are the source's, in its order.
+    assert rouge_l_precision("किताब मेज पर है", "काला बैल सड़क पर") == 0.25
 
 
 def test_numbers_and_names_that_the_source_lacks_are_counted() -> None:
