@@ -77,8 +77,10 @@ def persistent(records: Sequence[Record], log: str) -> Iterator[Line]:
         usual = next(
             one for one in timed if (one["contender"], one["settings"]) == ("linear_logprob", record["settings"])
         )
-        faster = usual["timing"]["median"] / record["timing"]["median"]
-        yield Line(what, f"{record['tflops']:.0f}", f"TFLOP/s, {faster:.2f}x linear_logprob", asked, "yes")
+        unit = f"TFLOP/s; linear_logprob: {usual['status']}"  # nothing is compared with what failed or is wrong
+        if usual["status"] == "ok":
+            unit = f"TFLOP/s, {usual['timing']['median'] / record['timing']['median']:.2f}x linear_logprob"
+        yield Line(what, f"{record['tflops']:.0f}", unit, asked, "yes")
 
 
 def pretrain(records: Sequence[Record], log: str) -> Iterator[Line]:

@@ -98,13 +98,14 @@ def test_a_form_of_the_forward_is_told_beside_the_usual_one_of_the_same_sizes() 
     failed = {"status": "wrong", "reason": "logprob", "timing": None}
     records = [
         row("linear_logprob", 9, 8.0), row("persistent", 9, 1.0, **failed), row("linear_logprob", 7, 3.0),
-        row("persistent", 7, 2.0),
+        row("persistent", 7, 2.0), row("linear_logprob", 5, 1.0, **failed), row("persistent", 5, 1.0),
     ]  # fmt: skip
     races = {"bench": "races", "op": "linear_logprob, forward", "runs": 50, "differing": 3, "wrong": "3 of 50 differ"}
-    raced, wrong, right = PARTS["persistent"].lines([*records, races], "")
+    raced, wrong, right, alone = PARTS["persistent"].lines([*records, races], "")
     assert (raced.figure, raced.reached) == ("3", "NO")
     assert (wrong.unit, wrong.reached) == ("wrong: logprob", "NO")
     assert (right.unit, right.reached) == ("TFLOP/s, 1.50x linear_logprob", "yes")
+    assert (alone.unit, alone.reached) == ("TFLOP/s; linear_logprob: wrong", "yes")
 
 
 def test_memory_that_could_not_be_measured_is_said() -> None:

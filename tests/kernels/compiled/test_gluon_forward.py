@@ -162,6 +162,12 @@ def test_the_op_takes_it_where_it_is_asked_for(monkeypatch):
     assert grids == [(3,)]
 
 
+def test_a_form_that_there_is_none_of_is_refused_where_another_kernel_serves_too(monkeypatch):
+    monkeypatch.setenv("SYNPRO_PERSISTENT", "yes")
+    with using("triton"), pytest.raises(ValueError, match="SYNPRO_PERSISTENT: 'yes' is none of together, in-turn"):
+        linear_logprob(torch.zeros(2, 16), torch.zeros(3, 16), torch.zeros(2, dtype=torch.int64))
+
+
 def test_only_what_it_is_made_for_takes_it():
     usual = shard_of(8192, 4096, 128, device="meta")
     assert gluon_forward.takes(usual, 90)
@@ -172,5 +178,3 @@ def test_only_what_it_is_made_for_takes_it():
         (replace(usual, hidden_TH=usual.hidden_TH.float(), weight_VH=usual.weight_VH.float()), 90),
     ):  # fmt: skip
         assert not gluon_forward.takes(other, capability)
-    with pytest.raises(ValueError, match="SYNPRO_PERSISTENT: 'yes' is none of together, in-turn"):
-        gluon_forward.named("yes")

@@ -132,8 +132,8 @@ def stats(shard: Shard, *, entropy: bool) -> Stats:
     if form := os.environ.get("SYNPRO_PERSISTENT"):
         from synpro_kernels.ops.linear_logprob import gluon_forward  # Triton's experimental part: where it is asked for
 
+        warps = gluon_forward.named(form)  # a slip is told where another kernel serves, too
         if gluon_forward.takes(shard, capability) and _fits_descriptors(shard.hidden_TH, shard.weight_VH, capability):
-            warps = gluon_forward.named(form)
             call = gluon_forward.stats_call(shard, entropy=entropy, processors=processors, warps=warps)
             return _merge_parts(Stats(*call.launch()))
     call = stats_call(shard, entropy=entropy, capability=capability, processors=processors)
