@@ -18,8 +18,8 @@ from synpro_engine.cycle.settings import TokenizeSettings
 from synpro_engine.cycle.steps import stream, tokens
 from synpro_engine.cycle.steps.accepted import Provenance
 from synpro_engine.cycle.steps.corpus import build_corpus, open_split
-from synpro_engine.cycle.steps.evaluation import slice_of, source_texts
 from synpro_engine.cycle.steps.intake import SPLITS
+from synpro_engine.cycle.steps.text_influence import slice_of, source_texts
 from synpro_engine.data import SplitConfig, load_tokenizer, ngrams, read_documents, text_key, train_sentencepiece
 from synpro_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from synpro_engine.evaluate import overlap

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from docs.site.schemas import faults_in
 from synpro_engine.cli.main import main
 from synpro_engine.config.schemas import SCHEMAS
 from synpro_engine.cycle import load_recipe
+from synpro_engine.cycle.steps.pieces import Pieces
 from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, launched
@@ -142,6 +144,53 @@ def test_a_finished_run_started_again_repeats_nothing(alone: Path, capsys: pytes
     before = (alone / "stages.jsonl").read_text()
     assert main(["run", "smoke", "--dir", str(alone)]) == 0
     assert "[pretrain] there already" in capsys.readouterr().err and (alone / "stages.jsonl").read_text() == before
+
+
+def test_a_stopped_evaluation_goes_on_with_what_is_not_measured(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, measured, before = tmp_path / "run", list[str](), Pieces.__call__
+    shutil.copytree(alone, run)
+    shutil.rmtree(run / "evaluate")
+
+    def call(pieces: Pieces, name: str, measure: Callable[[], Any]) -> Any:
+        def counted() -> Any:
+            measured.append(name)
+            if len(measured) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return measure()
+
+        return before(pieces, name, counted)
+
+    monkeypatch.setattr(Pieces, "__call__", call)
+    assert main(["evaluate", "smoke", "--dir", str(run)]) == 75
+    kept = run / "evaluate.partial" / "pieces.jsonl"
+    assert [json.loads(line)["name"] for line in kept.read_text().splitlines()] == measured[:3] == measured
+    with kept.open("a") as file:
+        file.write('{"name": "diversity", "val')  # as a kill leaves it
+    assert main(["evaluate", "smoke", "--dir", str(run)]) == 0
+    assert "diversity" in measured and len(measured) == len(set(measured)) > 5
+    assert _results(run) == _results(alone)
+    assert not (run / "evaluate" / kept.name).exists()
+
+
+@pytest.mark.slow
+def test_replicas_that_share_an_evaluation_find_what_one_process_finds(alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    shutil.rmtree(run / "evaluate")
+    _finish([*_TORCHRUN, "2", "-m", "synpro_engine", "evaluate", "smoke"], run)
+    ours, theirs = _results(run), _results(alone)
+    assert any(len(found["generated"]) > 1 for found in theirs["influence"].values())
+    for operation, found in theirs["influence"].items():
+        for kind in ("generated", "sources"):
+            assert ours["influence"][operation][kind] == pytest.approx(found[kind], rel=1e-4, abs=1e-7)
+    for name, found in theirs["diversity"].items():
+        measured, expected = ({k: v for k, v in of.items() if v is not None} for of in (ours["diversity"][name], found))
+        assert measured == pytest.approx(expected, rel=1e-5)
+    assert [row["nats"] for row in ours["held_out"]] == pytest.approx(
+        [row["nats"] for row in theirs["held_out"]], rel=1e-5
+    )
 
 
 @pytest.mark.slow

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from synpro_engine.backend import platform
-from synpro_engine.config import Record, UserError, atomic_write_text, json_text
+from synpro_engine.config import Record, atomic_write_text, json_text
 from synpro_engine.cycle.run_layout import EVALUATION, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
-from synpro_engine.cycle.steps.accepted import Provenance, sample_of
-from synpro_engine.cycle.steps.by_source import sources_of
+from synpro_engine.cycle.steps.by_source import Sources, sources_of
 from synpro_engine.cycle.steps.corpus import open_measured, open_tokenizer
 from synpro_engine.cycle.steps.gauges import diversities, perplexities
+from synpro_engine.cycle.steps.pieces import Pieces
 from synpro_engine.cycle.steps.pretraining import held_out_batches
-from synpro_engine.cycle.steps.probe import load_probe, load_reference_directions
+from synpro_engine.cycle.steps.text_influence import TextInfluences, text_influences
 from synpro_engine.cycle.steps.weights import load_model
-from synpro_engine.data import read_documents, start_id
-from synpro_engine.dist import Topology, on_main
+from synpro_engine.data import TokenCorpus
+from synpro_engine.dist import Topology, on_main, progress
 from synpro_engine.evaluate import Diversity
-from synpro_engine.influence import TextInfluence, build_estimator
+from synpro_engine.model.model import Model
 from synpro_engine.report import HeldOutLoss
 from synpro_engine.train.evaluation import held_out_loss
 
-
-class TextInfluences(Record):
-    """Influence in nats per token: of an operation's texts, and of the slices that they were made from."""
-
-    generated: tuple[float | None, ...]
-    sources: tuple[float | None, ...]
-    references: dict[str, TextInfluences] = Field(default={})
-    """The same along each reference alone, where there are several."""
+_PIECES = "pieces.jsonl"
 
 
 class Results(Record):
@@ -63,108 +57,79 @@ def evaluate_stage(
     earlier: Mapping[str, Path],
     topology: Topology,
 ) -> None:
-    """Write `results.json`: `held_out` by arm and seed, `influence` and `diversity` by operation.
+    """Write `results.json`: `held_out` by arm and seed, `influence` and `diversity` by operation. Collective.
+
+    A stopped or killed evaluation goes on with what it has not measured yet.
 
     pair: the stages of theta and its probe; None where no texts are measured. corpora: `generate` stages by operation.
     earlier: likewise of the rounds before, of whose texts diversity is measured too.
     """
+    pieces = Pieces(into / _PIECES, topology)
     results = {
-        "held_out": _held_out(settings, tokens, arms, topology),
-        "influence": {} if pair is None else _influence(settings, tokens, pair, corpora, topology),
+        "held_out": _held_out(settings, tokens, arms, pieces, topology),
+        "influence": {} if pair is None else text_influences(settings, tokens, pair, corpora, pieces, topology),
     }
     every = {**earlier, **corpora}
-    gauges = on_main(topology, lambda: diversities(tokens, every), label="diversity")
-    likely = perplexities(settings, tokens, every, topology)
+    gauges = pieces("diversity", lambda: on_main(topology, lambda: diversities(tokens, every), label="diversity"))
+    likely = perplexities(settings, tokens, every, pieces, topology)
     results["diversity"] = {name: gauge | likely.get(name, {}) for name, gauge in gauges.items()}
-    on_main(topology, lambda: atomic_write_text(into / EVALUATION, json_text(results, indent=2) + "\n"))
+
+    def end() -> None:
+        atomic_write_text(into / EVALUATION, json_text(results, indent=2) + "\n")
+        (into / _PIECES).unlink(missing_ok=True)
+
+    on_main(topology, end)
 
 
 def _held_out(
-    settings: EvaluateSettings, tokens: Path, arms: Sequence[Measured], topology: Topology
+    settings: EvaluateSettings, tokens: Path, arms: Sequence[Measured], pieces: Pieces, topology: Topology
 ) -> list[dict[str, Any]]:
-    dtype, rows_at_once = platform.resolve_dtype(settings.dtype), settings.micro_batch
+    dtype = platform.resolve_dtype(settings.dtype)
     texts = open_measured(tokens, settings.held_out, open_tokenizer(tokens, topology))
     sources = on_main(
         topology, lambda: sources_of(documents_path(tokens, "validation"), texts["validation"].num_documents)
     )
     rows: list[dict[str, Any]] = []
-    for name, seed, stage in arms:
-        # One model after the other, and no name that outlives its turn: two at once may not fit.
-        model = load_model(stage, topology, dtype)
-        for text, corpus in texts.items():
-            batches = held_out_batches(
-                tokens, text, settings.seq_len, rows_at_once, topology, separate_documents=settings.separate_documents
-            )
-            parts = {}
-            # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
-            if text == "validation" and sources is not None:
-                parts = sources.losses(model, batches, rows_at_once)
-                nats = math.fsum(part["nats"] for part in parts.values())
-            else:
-                nats = held_out_loss(model, batches, micro_batch=rows_at_once) * corpus.num_learnt
-            rows.append(
-                {
-                    "name": name,
-                    "text": text,
-                    "nats": nats,
-                    "tokens": corpus.num_learnt,
-                    "utf8_bytes": corpus.text_bytes,
-                    "documents": corpus.num_documents,
-                    "seed": seed,
-                    "by_source": parts,
-                }
-            )
-        del model
+    with progress(len(arms) * len(texts), "held-out losses", "texts", topology) as bar:
+        for arm in arms:
+            # One model after the other, and no name that outlives its turn: two at once may not fit.
+            model = cache(partial(load_model, arm.stage, topology, dtype))
+            for text, corpus in texts.items():
+                measure = partial(_loss, settings, tokens, arm, text, corpus, sources, model)
+                rows.append(pieces(f"loss of {arm.name}, {text}, seed {arm.seed}", measure))
+                bar.update()
+            del model, measure
     return rows
 
 
-def _influence(
-    settings: EvaluateSettings, tokens: Path, pair: tuple[Path, Path], corpora: Mapping[str, Path], topology: Topology
-) -> dict[str, dict[str, Any]]:
-    """I of accepted texts and of the slices they were made from, under the last round's theta and probe."""
-    dtype, tokenizer = platform.resolve_dtype(settings.dtype), open_tokenizer(tokens, topology)
-    theta = load_model(pair[0], topology, dtype)
-    influence = build_estimator(
-        settings.influence,
-        theta,
-        load_probe(pair[1], theta, dtype),
-        start_id=start_id(tokenizer),
-        others=load_reference_directions(pair[1], theta),
+def _loss(
+    settings: EvaluateSettings,
+    tokens: Path,
+    arm: Measured,
+    text: str,
+    corpus: TokenCorpus,
+    sources: Sources | None,
+    load: Callable[[], Model],
+) -> dict[str, Any]:
+    """A `HeldOutLoss` as plain values. Collective."""
+    model, rows_at_once = load(), settings.micro_batch
+    batches = held_out_batches(
+        tokens, text, settings.seq_len, rows_at_once, model.topology, separate_documents=settings.separate_documents
     )
-    measure = TextInfluence(influence, tokenizer.encode, same_tokenizer=False)  # what the shards will hold
-    # Rank 0's for all: which these are must not hang on each rank's look at the files.
-    accepted = on_main(topology, lambda: {operation: sample_of(stage) for operation, stage in corpora.items()})
-    # In one pass over the corpus for all operations and ranks.
-    wanted = {record.provenance.source for records in accepted.values() for record in records}
-    sources = on_main(topology, lambda: source_texts(tokens, wanted))
-    measured = {}
-    for operation, stage in corpora.items():
-        records = accepted[operation]
-        slices = [slice_of(record.provenance, sources, stage) for record in records]
-        scores = {"generated": measure.scores([r.text for r in records]), "sources": measure.scores(slices)}
-        measured[operation] = {
-            **{kind: [score.value for score in of] for kind, of in scores.items()},
-            "references": {
-                name: {kind: [score.others[name] for score in of] for kind, of in scores.items()}
-                for name in dict.fromkeys(name for of in scores.values() for score in of for name in score.others)
-            },
-        }
-    return measured
-
-
-def source_texts(tokens: Path, wanted: Set[str]) -> dict[str, str]:
-    """The documents that slices were cut from, by id: those `wanted`, for there may be more than memory holds."""
-    found: dict[str, str] = {}
-    for document in read_documents(str(documents_path(tokens, "train"))) if wanted else ():
-        if document.id in wanted:
-            found[document.id] = document.text
-            if len(found) == len(wanted):
-                break  # the rest of the corpus may take hours
-    return found
-
-
-def slice_of(where: Provenance, sources: Mapping[str, str], stage: Path) -> str:
-    """The text that a record of `stage` was made from; UserError where the corpus does not hold it."""
-    if where.source not in sources:
-        raise UserError(f"{stage}: its texts come from a document {where.source!r} that the corpus does not hold")
-    return where.cut_from(sources[where.source])
+    parts = {}
+    # A sum, from which the report makes bits per byte: that compares models of other tokenizers too.
+    if text == "validation" and sources is not None:
+        parts = sources.losses(model, batches, rows_at_once)
+        nats = math.fsum(part["nats"] for part in parts.values())
+    else:
+        nats = held_out_loss(model, batches, micro_batch=rows_at_once) * corpus.num_learnt
+    return {
+        "name": arm.name,
+        "text": text,
+        "nats": nats,
+        "tokens": corpus.num_learnt,
+        "utf8_bytes": corpus.text_bytes,
+        "documents": corpus.num_documents,
+        "seed": arm.seed,
+        "by_source": parts,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ from synpro_engine.cycle.run_layout import PRETRAIN, SAMPLE, documents_path
 from synpro_engine.cycle.settings import EvaluateSettings
 from synpro_engine.cycle.steps.accepted import sample_of
 from synpro_engine.cycle.steps.corpus import open_tokenizer
+from synpro_engine.cycle.steps.pieces import Pieces
 from synpro_engine.cycle.steps.weights import load_model
 from synpro_engine.data import Document, Split, Tokenizer, cap_documents, read_documents, start_id
 from synpro_engine.data.ngrams import Keys
-from synpro_engine.dist import Topology, broadcast_object, gather_objects, on_main
+from synpro_engine.dist import Topology, broadcast_object, gather_objects, on_main, progress
 from synpro_engine.evaluate import (
     Diversity,
     common_words,
@@ -90,7 +91,7 @@ def _grouped(texts: Iterable[tuple[str, str]]) -> list[list[str]]:
 
 
 def perplexities(
-    settings: EvaluateSettings, tokens: Path, corpora: Mapping[str, Path], topology: Topology
+    settings: EvaluateSettings, tokens: Path, corpora: Mapping[str, Path], pieces: Pieces, topology: Topology
 ) -> dict[str, dict[str, float | None]]:
     """Of accepted texts, and of as many held-out organic ones, under the model at the plateau.
 
@@ -109,14 +110,21 @@ def perplexities(
     if not any(samples.values()):
         return {}
     # One model for all rounds and arms, so that their texts can be compared: it has read organic text alone.
-    model = load_model(tokens.with_name(PRETRAIN), topology, platform.resolve_dtype(settings.dtype))
-    tokenizer = open_tokenizer(tokens, topology)
-    encoded, found = [ids for text in organic if (ids := tokenizer.encode(text))], dict[str, dict[str, float | None]]()
-    for name, texts in samples.items():
+    dtype, tokenizer = platform.resolve_dtype(settings.dtype), open_tokenizer(tokens, topology)
+    model = cache(lambda: load_model(tokens.with_name(PRETRAIN), topology, dtype))
+    encoded = [ids for text in organic if (ids := tokenizer.encode(text))]
+
+    def measure(texts: list[str]) -> dict[str, float | None]:
         own = [ids for text in texts if (ids := tokenizer.encode(text))]
         mine, theirs = _alike_long(own, encoded, settings.seq_len)
         both = ((mine, "perplexity"), (theirs, "organic_perplexity"))
-        found[name] = {key: _perplexity(model, ids, tokenizer, settings) for ids, key in both} if mine else {}
+        return {key: _perplexity(model(), ids, tokenizer, settings) for ids, key in both} if mine else {}
+
+    found = dict[str, dict[str, float | None]]()
+    with progress(len(samples), "perplexity", "corpora", topology) as bar:
+        for name, texts in samples.items():
+            found[name] = pieces(f"perplexity of {name}", partial(measure, texts))
+            bar.update()
     return found
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from synpro_engine.config import Record, parse_record
 from synpro_engine.cycle.run_layout import CORPUS, TOKENIZE
 from synpro_engine.cycle.steps.accepted import Provenance, accepted_records
-from synpro_engine.cycle.steps.evaluation import slice_of, source_texts
+from synpro_engine.cycle.steps.text_influence import slice_of, source_texts
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import Sample
 from synpro_engine.synth import REJECTS, lines_of
