@@ -95,10 +95,10 @@ def _held_out(
             # One model after the other, and no name that outlives its turn: two at once may not fit.
             model = cache(partial(load_model, arm.stage, topology, dtype))
             for text, corpus in texts.items():
-                measure = partial(_loss, settings, tokens, arm, text, corpus, sources, model)
-                rows.append(pieces(f"loss of {arm.name}, {text}, seed {arm.seed}", measure))
+                name = f"loss of {arm.name}, {text}, seed {arm.seed}"
+                rows.append(pieces(name, partial(_loss, settings, tokens, arm, text, corpus, sources, model)))
                 bar.update()
-            del model, measure
+            del model
     return rows
 
 
