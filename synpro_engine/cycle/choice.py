@@ -6,7 +6,7 @@ what cannot be good; the first few are for measuring.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from synpro_engine.backend import platform
@@ -87,72 +87,87 @@ def _divisions(ranks: int, machine: Machine) -> Iterator[LayoutConfig]:
 
 
 def _counted(recipe: Recipe, layout: Layout, machine: Machine) -> Choice:
-    model, dtype = recipe.model, platform.resolve_dtype(recipe.dtype)
-    pretrain = recipe.pretrain
-    kept, apart = len(pretrain.averages), pretrain.separate_documents
+    model, pretrain, dtype = recipe.model, recipe.pretrain, platform.resolve_dtype(recipe.dtype)
+    rows = pretrain.global_batch // layout.dp
+    micro_batch = min(pretrain.micro_batch, rows)
+    count = -(-rows // micro_batch)
     footprint = Footprint(
         model,
         layout,
         dtype,
         pretrain.optimizer.name,
         pretrain.recompute,
-        kept,
-        apart,
+        len(pretrain.averages),
+        pretrain.separate_documents,
         pretrain.offload_layers,
         gpu=platform.trains_on_gpu(dtype),
     )
-    rows = recipe.pretrain.global_batch // layout.dp
-    micro_batch = min(recipe.pretrain.micro_batch, rows)
-    count = -(-rows // micro_batch)
-    tokens = micro_batch * model.seq_len  # of one micro-batch, whole
-    step = recipe.pretrain.global_batch * model.seq_len
-    shapes = [shape for _, shape in teacher_shapes(recipe) if isinstance(shape, ModelConfig)]
-
-    def hidden(shape: ModelConfig) -> float:
-        return tokens / layout.cp * shape.d_model * dtype.itemsize
-
-    def keys_and_values(shape: ModelConfig) -> float:
-        return 2 * tokens * shape.kv_heads * shape.head_size * dtype.itemsize / layout.tp
-
-    sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.replicas}
-    around = {axis: (size - 1) / size for axis, size in sizes.items()}
-    passes, own_layers = 3 if pretrain.recompute == "full" else 2, model.layers / layout.pp
-    # Teachers go forward alone.
-    summed = 2 * own_layers * hidden(model) + sum(shape.layers / layout.pp * hidden(shape) for shape in shapes)
-    shared = passes * own_layers * keys_and_values(model)
-    shared += sum(shape.layers / layout.pp * keys_and_values(shape) for shape in shapes)
-    onwards = (2 * hidden(model) + sum(map(hidden, shapes))) * layout.vpp * count
-    sent = {
-        # Two sums forward and two backward in each layer; a ring sends each twice, as a scatter and a gather do.
-        "tp": 2 * 2 * around["tp"] * summed * count,
-        # Gathered forward, and where a layer runs again; their gradients are scattered in the backward pass.
-        "cp": around["cp"] * shared * count,
-        # Forward to the next stage and, but for teachers, back from it, for every chunk.
-        "pp": onwards / (layout.tp if layout.sequence_parallel else 1) * (layout.pp > 1),
-        # fp32 gradients to those who update them, weights back.
-        "dp": (4 + dtype.itemsize) * around["dp"] * footprint.weights / dtype.itemsize,
-    }
+    teachers = [shape for _, shape in teacher_shapes(recipe) if isinstance(shape, ModelConfig)]
+    memory = footprint.training
+    memory += footprint.activations(micro_batch, model.seq_len) + footprint.logits(micro_batch, model.seq_len)
+    step = pretrain.global_batch * model.seq_len
+    memory += sum(Footprint(shape, layout, dtype).teaching(step) for shape in teachers)
+    sent = _sent_within(recipe, layout, teachers, micro_batch * model.seq_len, count)
+    # fp32 gradients to those who update them, weights back.
+    sent["dp"] = (4 + dtype.itemsize) * _others(layout.replicas) * footprint.weights / dtype.itemsize
     bubble = (layout.pp - 1) / (layout.vpp * count + layout.pp - 1)
-    taught = sum(flops_per_token(shape, model.seq_len) for shape in shapes) / 3  # they read, and learn nothing
-    own = rows * model.seq_len / layout.cp  # tokens of a rank in a step
-    products = own * (flops_per_token(model, model.seq_len) + taught) / (layout.tp * layout.pp)
-    several = layout.replicas * layout.tp * layout.pp > machine.node
-    outside = machine.outside if several else machine.inside
-    busy = products / machine.flops * (1 + _OVERHEAD) + sent["tp"] / machine.inside
-    # Ranks that share a sequence stand next to each other, behind those of tensor parallelism.
-    busy += sent["cp"] / (machine.outside if layout.tp * layout.cp > machine.node else machine.inside)
     return Choice(
         layout=layout,
         micro_batch=micro_batch,
         micro_batches=count,
-        memory=footprint.training
-        + footprint.activations(micro_batch, model.seq_len)
-        + footprint.logits(micro_batch, model.seq_len)
-        + sum(Footprint(shape, layout, dtype).teaching(step) for shape in shapes),
+        memory=memory,
         bubble=bubble,
         sent=sent,
-        seconds=busy / (1 - bubble) + (sent["pp"] + sent["dp"]) / outside,
+        seconds=_seconds(model, layout, machine, teachers, rows * model.seq_len, sent, bubble),
     )
+
+
+def _others(size: int) -> float:
+    """What a ring of so many sends of a whole, in a scatter or a gather."""
+    return (size - 1) / size
+
+
+def _sent_within(
+    recipe: Recipe, layout: Layout, teachers: Sequence[ModelConfig], tokens: int, count: int
+) -> dict[str, float]:
+    """Bytes of a step within a model, by axis: of `count` micro-batches of so many tokens, whole ones."""
+    model, itemsize = recipe.model, platform.resolve_dtype(recipe.dtype).itemsize
+    # Forward and backward, and forward once more where layers run again; teachers go forward alone.
+    passes = 3 if recipe.pretrain.recompute == "full" else 2
+    summed = shared = onwards = 0.0
+    for shape, of_hidden, of_keys in ((model, 2, passes), *((shape, 1, 1) for shape in teachers)):
+        hidden = tokens / layout.cp * shape.d_model * itemsize
+        keys_and_values = 2 * tokens * shape.kv_heads * shape.head_size * itemsize / layout.tp
+        summed += of_hidden * shape.layers / layout.pp * hidden
+        shared += of_keys * shape.layers / layout.pp * keys_and_values
+        onwards += of_hidden * hidden
+    return {
+        # Two sums in each layer and direction; a ring sends each twice, as a scatter and a gather do.
+        "tp": 2 * 2 * _others(layout.tp) * summed * count,
+        # Gathered forward, and where a layer runs again; their gradients are scattered in the backward pass.
+        "cp": _others(layout.cp) * shared * count,
+        # Forward to the next stage and, but for teachers, back from it, for every chunk.
+        "pp": onwards * layout.vpp * count / (layout.tp if layout.sequence_parallel else 1) * (layout.pp > 1),
+    }
+
+
+def _seconds(
+    model: ModelConfig,
+    layout: Layout,
+    machine: Machine,
+    teachers: Sequence[ModelConfig],
+    tokens: int,
+    sent: Mapping[str, float],
+    bubble: float,
+) -> float:
+    """Of a step, in which a replica reads so many tokens."""
+    taught = sum(flops_per_token(shape, model.seq_len) for shape in teachers) / 3  # they read, and learn nothing
+    flops = tokens / layout.cp * (flops_per_token(model, model.seq_len) + taught) / (layout.tp * layout.pp)
+    busy = flops / machine.flops * (1 + _OVERHEAD) + sent["tp"] / machine.inside
+    # Ranks that share a sequence stand next to each other, behind those of tensor parallelism.
+    busy += sent["cp"] / (machine.outside if layout.tp * layout.cp > machine.node else machine.inside)
+    several = layout.replicas * layout.tp * layout.pp > machine.node
+    return busy / (1 - bubble) + (sent["pp"] + sent["dp"]) / (machine.outside if several else machine.inside)
 
 
 def _divisors(number: int) -> list[int]:
