@@ -37,8 +37,8 @@ from synpro_engine.rl.config import TuneConfig
 from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.synth import REPHRASE, PromptConfig, Prompter, Slice, SliceConfig, choose_slices
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 NAMES = ("synpro", "trl")
 ASKED = 2.0

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from synpro_engine.sampler import Sampler, SamplingConfig
     from synpro_engine.synth import generate_corpus
     from synpro_engine.train.checkpoint import save_checkpoint
-    from synpro_engine.train.config import OptimizerConfig, TrainConfig
+    from synpro_engine.train.config import TrainConfig
     from synpro_engine.train.engine import Engine
     from synpro_engine.train.metrics import read_metrics
+    from synpro_engine.train.optimizer_config import OptimizerConfig
     from synpro_engine.train.trainer import pretrain
 
 __all__ = [
@@ -94,9 +95,10 @@ _HOMES = {
     "sampler": "Sampler SamplingConfig",
     "synth": "generate_corpus",
     "train.checkpoint": "save_checkpoint",
-    "train.config": "OptimizerConfig TrainConfig",
+    "train.config": "TrainConfig",
     "train.engine": "Engine",
     "train.metrics": "read_metrics",
+    "train.optimizer_config": "OptimizerConfig",
     "train.trainer": "pretrain",
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names.split()}

@@ -36,8 +36,8 @@ from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import tune
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.synth import Operation, Parsed, PromptConfig, Prompter, Slice
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 PARTS = ("rollout", "score", "train")
 _GAP = 0.1

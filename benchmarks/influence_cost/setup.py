@@ -20,9 +20,9 @@ from synpro_engine.influence.batching import WindowBatch, window_batches
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state, load_canonical
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 _PIECE_CHARS = 8000
 _VOCABULARY_PIECES = 300

@@ -22,7 +22,7 @@ from synpro_engine.influence import (
 )
 from synpro_engine.influence.directions import optimizer_values, start_probe, walk, weights_of
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 
 def probe_name(steps: int, *, keep_momentum: bool, weight_decay: float, of_muon: bool = False) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from benchmarks.common.settings import Settings
-from synpro_engine.train.config import MuonConfig, OptimizerConfig, OptimizerName, ScheduleConfig
+from synpro_engine.train.optimizer_config import MuonConfig, OptimizerConfig, OptimizerName, ScheduleConfig
 
 
 class TruthSettings(Settings):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synpro_engine.data import Batch
-from synpro_engine.train.config import OptimizerConfig, RatesConfig
+from synpro_engine.train.optimizer_config import OptimizerConfig, RatesConfig
 
 Weights = Mapping[str, Tensor]
 

@@ -36,28 +36,60 @@ def measure(
 
     parts: those of our own step too.
     """
-    recipe, device = case.recipe, topology.device
-    weights = initial_weights(recipe, topology) if set(names) - {OURS} else {}
-    standing: dict[str, Contender] = {}
-    records: dict[str, Record] = {}
-    losses: dict[str, list[float]] = {}
+    standing, records, losses = _begun(case, names, topology)
+    _judge(records, losses)
+    # Who does other work is not timed; of ours it is told beside the time, for `--against`.
+    timed = {name: one for name, one in standing.items() if name == OURS or records[name]["status"] == "ok"}
+    about = _timed(case, timed, records, topology, rounds=rounds, warmups=warmups)
+    for name in timed:
+        records[name]["losses"] = losses[name]
+    for one in standing.values():
+        if isinstance(one, TrainerSteps):
+            one.close()
+    ours = OURS in timed
+    # What follows has a model of its own.
+    standing, timed, one = {}, {}, None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if ours and parts:
+        records[OURS] |= breakdown(case, topology)
+    return [record | about for record in records.values()]
+
+
+def _begun(
+    case: Case, names: Sequence[str], topology: Topology
+) -> tuple[dict[str, Contender], dict[str, Record], dict[str, list[float]]]:
+    """Those that could take their first steps, a record of each that was asked for, and the losses of these steps."""
+    weights = initial_weights(case.recipe, topology) if set(names) - {OURS} else {}
+    standing, records, losses = dict[str, Contender](), dict[str, Record](), dict[str, list[float]]()
     for name in names:
         records[name] = {"contender": name, "status": "ok"}
         _say(topology, f"{case.title}: {name} begins")
         try:
-            standing[name] = CONTENDERS[name](recipe, weights, topology)
+            standing[name] = CONTENDERS[name](case.recipe, weights, topology)
             losses[name] = [standing[name].step(case.batches(turn)) for turn in range(_COMPARED)]
         except _FAULTS as error:
             if topology.world_size > 1:
                 raise  # the other ranks wait in a collective
             standing.pop(name, None)
             records[name] |= {"status": "failed", "reason": (str(error).strip().splitlines() or ["?"])[0]}
-    _judge(records, losses)
-    # Who does other work is not timed; of ours it is told beside the time, for `--against`.
-    made = standing.values()
-    standing = {name: one for name, one in standing.items() if name == OURS or records[name]["status"] == "ok"}
+    return standing, records, losses
+
+
+def _timed(
+    case: Case,
+    standing: Mapping[str, Contender],
+    records: Mapping[str, Record],
+    topology: Topology,
+    *,
+    rounds: int,
+    warmups: int,
+) -> Record:
+    """Put the rates of steps in turns into the records; what they were taken beside."""
+    device, dtype = topology.device, platform.resolve_dtype(case.recipe.dtype)
     steps = {name: _step(one, case) for name, one in standing.items()}
-    product, flops = measured_peak(device, platform.resolve_dtype(recipe.dtype))
+    product, flops = measured_peak(device, dtype)
     others = ForeignLoad()
     samples = interleave(
         steps | {PRODUCT: product}, clock_for(device), rounds=rounds, warmups=warmups,
@@ -72,27 +104,16 @@ def measure(
         rate = topology.dp.size * case.tokens / timing.median
         per_device = rate / topology.world_size
         model, hardware = (per_device * flops / peak for flops in case.flops_per_token)
-        records[name] |= {
-            "timing": vars(timing), "tokens_per_s": rate, "tokens_per_s_per_device": per_device,
-            "mfu": model, "hfu": hardware if name == OURS else None, "losses": losses[name],
-            "ratios": [b.seconds / a.seconds for a, b in zip(samples[name], samples.get(PLAIN, []), strict=False)],
-        }  # fmt: skip
-        if records[name]["status"] == "wrong":
-            records[name]["ratios"] = []
-    for one in made:
-        if isinstance(one, TrainerSteps):
-            one.close()
-    ours = OURS in standing
-    # What follows has a model of its own.
-    standing, made, steps, one = {}, [], {}, None
-    weights.clear()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if ours and parts:
-        records[OURS] |= breakdown(case, topology)
-    about = {"peak_flops": peak, "peak": "published" if known else PRODUCT, "foreign_cpu_share": foreign}
-    return [record | about for record in records.values()]
+        ratios = [b.seconds / a.seconds for a, b in zip(samples[name], samples.get(PLAIN, []), strict=False)]
+        records[name].update(
+            timing=vars(timing),
+            tokens_per_s=rate,
+            tokens_per_s_per_device=per_device,
+            mfu=model,
+            hfu=hardware if name == OURS else None,
+            ratios=[] if records[name]["status"] == "wrong" else ratios,
+        )
+    return {"peak_flops": peak, "peak": "published" if known else PRODUCT, "foreign_cpu_share": foreign}
 
 
 def _step(contender: Contender, case: Case) -> Callable[[int], object]:

@@ -18,9 +18,10 @@ from synpro_engine.data import Batch, TokenCorpus, TokenLoader
 from synpro_engine.dist import Topology, broadcast_object, gather_objects
 from synpro_engine.dist.environment import read_environment
 from synpro_engine.model.build import build_model
-from synpro_engine.train.config import ScheduleConfig, TrainConfig
+from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine, LossFn
 from synpro_engine.train.metrics import MetricsLog
+from synpro_engine.train.optimizer_config import ScheduleConfig
 from synpro_engine.train.trainer import pretrain
 from synpro_engine.train.watcher import Watching
 

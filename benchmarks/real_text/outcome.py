@@ -24,7 +24,7 @@ from synpro_engine.cycle.run_layout import (
 )
 from synpro_engine.cycle.stages import stage_times
 from synpro_engine.cycle.steps.evaluation import Results
-from synpro_engine.cycle.steps.pretraining import Training
+from synpro_engine.cycle.steps.training import Training
 from synpro_engine.synth import read_yield
 from synpro_engine.train.metrics import METRICS, read_metrics
 

@@ -22,9 +22,10 @@ from synpro_engine.influence import (
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import load_checkpoint
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.optimizer_config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.trainer import pretrain
 
 SHAPE = ModelConfig(

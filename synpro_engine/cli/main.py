@@ -7,7 +7,6 @@ What each command does is in `commands/`, imported when it runs, so that `--help
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -18,8 +17,12 @@ from synpro_engine.cli import (
     average_command,
     bench_command,
     ensemble_command,
+    generate_command,
     influence_command,
+    judge_check_command,
     launch_command,
+    plan_command,
+    report_command,
     sweep_command,
     trace_command,
     train_judge_command,
@@ -37,7 +40,6 @@ from synpro_engine.cli.options import (
     Recipe,
     Redo,
     anywhere,
-    on_disk,
 )
 from synpro_engine.config.recipes import recipe_names
 
@@ -112,92 +114,8 @@ for _name, _until, _text in (
     ("evaluate", "evaluate", "Train all arms on and measure their held-out loss."),
 ):
     _add_stage_command(_name, _until, _text)
-
-
-@app.command(epilog=_EPILOG)
-def generate(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    directory: Directory = None,
-    redo: Redo = False,
-    dry_run: DryRun = False,
-    status: Annotated[
-        bool, typer.Option("--status", help="Print how far generation is, its yield, rate and cost; start nothing.")
-    ] = False,
-    price: Annotated[
-        float | None, typer.Option(min=0, help="With --status: of an hour of one worker, a replica of the generator.")
-    ] = None,
-    join: Annotated[
-        bool, typer.Option("--join", help="Take part in what another job of this run generates, until nothing is left.")
-    ] = False,
-    patience: Annotated[
-        float | None,
-        typer.Option(
-            "--patience", min=0, help="With --join: minutes to wait while nothing is generated.", show_default="10"
-        ),
-    ] = None,
-) -> None:
-    """Write the synthetic corpus with its provenance, alone or with other jobs that join."""
-    from synpro_engine.cli import commands
-    from synpro_engine.config import UserError
-
-    instead = [name for name, one in (("--status", status), ("--join", join), ("--dry-run", dry_run)) if one]
-    if len(instead) > 1:
-        raise UserError(f"generate: give one of {', '.join(instead)}")
-    # Whoever forgets what they belong to wanted to look, or to help, and not to begin hours of work.
-    for option, value, needed in (("--price", price, "--status"), ("--patience", patience, "--join")):
-        if value is not None and needed not in instead:
-            raise UserError(f"generate: {option} is for {needed}, which is not given")
-    if status:
-        commands.generation_status_of(recipe, overrides or [], directory, price)
-    elif join:
-        commands.join_generation(recipe, overrides or [], directory, 10.0 if patience is None else patience)
-    elif dry_run:
-        commands.plan(recipe, overrides or [])
-    else:
-        commands.run_until(recipe, overrides or [], directory, "generate", redo=redo)
-
-
-@app.command(epilog=_EPILOG)
-def plan(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    ranks: Annotated[
-        int | None, typer.Option(min=1, help="Processes of the job; else as few as its layouts take.")
-    ] = None,
-    tokens_per_s: Annotated[
-        float | None, typer.Option(min=1e-9, help="Tokens a second that the job trains on, to count time by.")
-    ] = None,
-    sampled_per_s: Annotated[
-        float | None, typer.Option(min=1e-9, help="Tokens a second that the job samples, likewise.")
-    ] = None,
-    measured: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Take both from the metrics of an earlier run's directory.", callback=on_disk),
-    ] = None,
-    layouts: Annotated[
-        bool, typer.Option("--layouts", help="Print the layouts that could pretrain on --ranks, the best first.")
-    ] = False,
-    memory_gib: Annotated[
-        float | None, typer.Option(min=0, help="With --layouts: of a rank; what needs more stands last.")
-    ] = None,
-    node: Annotated[
-        int | None, typer.Option(min=1, help="With --layouts: ranks of a machine.", show_default="8")
-    ] = None,
-) -> None:
-    """Print what a run will take, stage by stage: tokens, FLOPs, memory, disk, time. Nothing is started."""
-    from synpro_engine.cli import commands
-    from synpro_engine.config import UserError
-
-    times = {"--tokens-per-s": tokens_per_s, "--sampled-per-s": sampled_per_s, "--measured": measured}
-    others = times if layouts else {"--memory-gib": memory_gib, "--node": node}
-    for option in (option for option, value in others.items() if value is not None):
-        raise UserError(f"plan: {option} says nothing {'with' if layouts else 'without'} --layouts")
-    if layouts:
-        node = node or 8
-        commands.plan_layouts(recipe, overrides or [], ranks=ranks or node, memory_gib=memory_gib, node=node)
-        return
-    commands.plan(recipe, overrides or [], ranks=ranks, measured=measured, trained=tokens_per_s, sampled=sampled_per_s)
+app.command(epilog=_EPILOG)(generate_command.generate)
+app.command(epilog=_EPILOG)(plan_command.plan)
 
 
 @app.command(epilog=_EPILOG)
@@ -215,41 +133,7 @@ def status(
     commands.status(recipe, overrides or [], directory, follow=follow)
 
 
-@app.command(epilog=_EPILOG)
-def report(
-    recipe: Annotated[
-        str,
-        typer.Argument(metavar="RECIPE|RUN", help="A recipe's name or a YAML file; or a run's directory, to compare."),
-    ],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE|RUN]...", help="Settings that replace the recipe's; or further runs."),
-    ] = None,
-    directory: Directory = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", help="Of several runs: the file.", show_default="comparison.html", callback=on_disk),
-    ] = None,
-) -> None:
-    """Write report.html from what the run's directory holds, finished or not.
-
-    \b
-      synpro report quickstart                          # runs/quickstart/report.html
-      synpro report runs/a runs/b --output both.html    # one page that shows runs side by side
-
-    Of several runs' directories a page beside each other: what is set otherwise, losses, tokens, time, gauges of the
-    texts. Runs of different tokenizers are compared in bits per byte.
-    """
-    from synpro_engine.cli import commands
-
-    given = [recipe, *(arguments or [])]
-    runs = [one for one in given if "=" not in one or Path(one).is_dir()]
-    if len(runs) == 1:
-        commands.report(recipe, [one for one in given[1:] if one not in runs], directory, output)
-    else:
-        commands.compare([one for one in given if one not in runs], [Path(run) for run in runs], directory, output)
-
-
+app.command(epilog=_EPILOG)(report_command.report)
 app.command(help=influence_command.HELP)(influence_command.influence)
 app.command(help=average_command.HELP)(average_command.average)
 app.command(help=ensemble_command.HELP)(ensemble_command.ensemble)
@@ -294,50 +178,7 @@ def export(
     commands.export(recipe, overrides or [], directory, stage, output, weights)
 
 
-@app.command("judge-check", epilog=_EPILOG)
-def judge_check(
-    recipe: Recipe = "quickstart",
-    overrides: Overrides = None,
-    judge: Annotated[
-        list[str] | None, typer.Option("--judge", metavar="NAME", help="A judge to check; without it, all of them.")
-    ] = None,
-    texts: Annotated[int, typer.Option("--texts", min=2, help="Slices of the corpus to plant faults in.")] = 60,
-    pairs: Annotated[
-        int, typer.Option("--pairs", min=2, help="Pairs of each labelled set, for judges of entries.")
-    ] = 1000,
-    figures: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", help='A JSON file of {judge: {kind: {"auc": x, "n": k, ...}}} to write.', callback=on_disk
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="A JSON file of all that was found to write.", callback=on_disk)
-    ] = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option("--calibrate", help="A file for `reward.judges.NAME.calibration` to write.", callback=on_disk),
-    ] = None,
-) -> None:
-    """Print which planted faults each judge sees, and which labelled pairs it tells apart.
-
-    AUC is the chance that a sound text is rated above a faulty one, agreement the same of two texts of one source; 0.5
-    is a judge that sees nothing. Judges are the embedded ones, or those of `reward.judges` (docs/judges.md).
-    Faithfulness judges entries: true ones in other words and shortened against those with a fault, and the pairs of
-    SciQ, BoolQ and RTE. With --calibrate a map is fitted to the answers of the one judge of entries that --judge names.
-    """
-    from synpro_engine.cli import commands
-
-    commands.judge_check(
-        recipe,
-        overrides or [],
-        judges=judge or [],
-        texts=texts,
-        pairs=pairs,
-        figures=figures,
-        output=output,
-        calibrate=calibrate,
-    )
+app.command("judge-check", epilog=_EPILOG)(judge_check_command.judge_check)
 
 
 @app.command(epilog=_EPILOG)

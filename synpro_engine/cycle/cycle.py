@@ -31,8 +31,8 @@ from synpro_engine.cycle.run_layout import (
 from synpro_engine.cycle.run_lock import check_claimed, check_place, claim, stale_of, stored_recipe
 from synpro_engine.cycle.stages import Stage, needed, run_stage
 from synpro_engine.cycle.steps.judging import check_judges
-from synpro_engine.cycle.steps.pretraining import Training
 from synpro_engine.cycle.steps.serving import check_servers
+from synpro_engine.cycle.steps.training import Training
 from synpro_engine.cycle.steps.weights import export_corpus, export_stage
 from synpro_engine.cycle.summaries import report_data, write_environment
 from synpro_engine.dist import Topology, on_main, say

@@ -14,7 +14,7 @@ from synpro_engine.cycle.run_layout import DECISION, PRETRAIN, TRAINING_RESULT, 
 from synpro_engine.cycle.settings import StageSettings
 from synpro_engine.cycle.stages import Stage, Work
 from synpro_engine.cycle.steps.deciding import Decision
-from synpro_engine.cycle.steps.pretraining import Training, TrainingResult
+from synpro_engine.cycle.steps.training import Training, TrainingResult
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import CORPUS, TRAINING_RESULT
 from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.stages import Stage, stage_times
-from synpro_engine.cycle.steps.pretraining import TrainingResult
+from synpro_engine.cycle.steps.training import TrainingResult
 from synpro_engine.synth import work_directory, work_status
 from synpro_engine.synth.generate import SETTINGS
 from synpro_engine.train.metrics import METRICS, read_metrics

@@ -14,7 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from synpro_engine.config import Config, nearest
 from synpro_engine.config.own_code import own_reference
 from synpro_engine.sampler import SamplerConfig, SamplingConfig
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, SkipConfig
+from synpro_engine.train.config import SkipConfig
+from synpro_engine.train.optimizer_config import OptimizerConfig, ScheduleConfig
 
 _OPTIMIZER = OptimizerConfig(lr=1e-6, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
 _CRITICS = _OPTIMIZER.model_copy(update={"lr": 1e-5})

@@ -33,7 +33,7 @@ from synpro_engine.model.model import Model, run_chunk
 from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.model.trunk import Trunk
 from synpro_engine.train.averages import WeightAverage
-from synpro_engine.train.config import AverageConfig, OptimizerConfig, ScheduleConfig, WeightsOf
+from synpro_engine.train.config import AverageConfig, WeightsOf
 from synpro_engine.train.losses import LossTerms, MicroBatch
 from synpro_engine.train.muon import Muon
 from synpro_engine.train.optimizer import (
@@ -45,6 +45,7 @@ from synpro_engine.train.optimizer import (
     set_hyperparameters,
     update,
 )
+from synpro_engine.train.optimizer_config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.owned import check_owned_once
 from synpro_engine.train.weight_gather import WeightGather
 

@@ -8,7 +8,7 @@ import torch
 
 from synpro_engine.dist import Layout
 from synpro_engine.model.config import ModelConfig, Recompute
-from synpro_engine.train.config import OptimizerName
+from synpro_engine.train.optimizer_config import OptimizerName
 from synpro_kernels import cached_logits_bytes
 
 

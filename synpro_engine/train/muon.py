@@ -20,10 +20,10 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import on_every_rank
 from synpro_engine.model.canonical import unshard
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import MuonConfig
 from synpro_engine.train.homes import Work, plan_homes
 from synpro_engine.train.muon_update import fused, kind_of, looked_ahead, orthogonalised, single_matrices
 from synpro_engine.train.optimizer import MOMENTUM, begin_state, is_of_muon
+from synpro_engine.train.optimizer_config import MuonConfig
 from synpro_engine.train.owned import MegatronOptimizer, Rectangle, Shape, Shard, owned_rectangles
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from synpro_engine.model.canonical import Kind, shard, unshard
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train.config import MuonConfig, MuonScale
 from synpro_engine.train.optimizer import MATRICES
+from synpro_engine.train.optimizer_config import MuonConfig, MuonScale
 from synpro_engine.train.owned import Shape
 from synpro_kernels import orthogonalize, orthogonalize_definition
 

@@ -26,7 +26,7 @@ from synpro_engine.config import UserError
 from synpro_engine.dist import on_every_rank
 from synpro_engine.model.canonical import Kind
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
+from synpro_engine.train.optimizer_config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.owned import MegatronOptimizer, Shard
 
 MATRICES: dict[str, Kind] = {

@@ -14,9 +14,9 @@ from synpro_engine.cycle import load_recipe
 from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, launched
 from synpro_engine.model.build import build_model
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 assert synpro_engine.__version__
 

@@ -23,9 +23,9 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(family="olmo2", layers=2, d_model=32, heads=2, kv_heads=2, ffn=64, vocab_size=128, seq_len=16)

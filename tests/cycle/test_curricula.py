@@ -16,8 +16,8 @@ from synpro_engine.cycle import Cycle, load_recipe
 from synpro_engine.cycle.forecast import forecast
 from synpro_engine.cycle.run_layout import CORPUS, STITCHED
 from synpro_engine.cycle.settings import SettingsOf
-from synpro_engine.cycle.steps.pretraining import mixture
 from synpro_engine.cycle.steps.stitching import stitched_documents
+from synpro_engine.cycle.steps.training import mixture
 from synpro_engine.cycle.summaries import report_data
 from synpro_engine.cycle.tracing import trace_document, trace_token
 from synpro_engine.cycle.tracing.position import finished_steps, open_reading

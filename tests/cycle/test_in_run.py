@@ -24,9 +24,10 @@ from synpro_engine.influence.directions import NoDirectionError
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint_files import whole_tensors
-from synpro_engine.train.config import MuonConfig, OptimizerConfig, TrainConfig
+from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.optimizer_config import MuonConfig, OptimizerConfig
 from synpro_engine.train.trainer import pretrain
 
 SHAPE = ModelConfig(layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)

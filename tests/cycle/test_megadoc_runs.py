@@ -11,8 +11,8 @@ from synpro_engine.cli.main import main
 from synpro_engine.cli.trace_text import lines
 from synpro_engine.cycle import Cycle, load_recipe
 from synpro_engine.cycle.run_layout import STITCHED
-from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.steps.stitching import stitched_documents
+from synpro_engine.cycle.steps.training import ORGANIC
 from synpro_engine.cycle.summaries import report_data
 from synpro_engine.cycle.tracing import trace_document, trace_token
 from synpro_engine.cycle.tracing.position import finished_steps, open_reading

@@ -12,7 +12,8 @@ from synpro_engine.cycle.external import fingerprint
 from synpro_engine.cycle.layouts import check_recipe
 from synpro_engine.cycle.sections import ContinueConfig
 from synpro_engine.cycle.settings import SettingsOf
-from synpro_engine.cycle.steps.pretraining import _refuse_unread, mixture
+from synpro_engine.cycle.steps.pretraining import _refuse_unread
+from synpro_engine.cycle.steps.training import mixture
 from synpro_engine.data import Document, TokenCorpus
 
 

@@ -18,9 +18,9 @@ from synpro_engine.dist.testing import RankEnd, ends, programs, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.sampler import Sampler, SamplingConfig
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 BRIEF = ParallelConfig(timeout_minutes=0.1, silence_minutes=0.1)  # 6 s
 SHAPE = ModelConfig(layers=1, d_model=16, heads=2, kv_heads=1, ffn=24, vocab_size=32, seq_len=16)

@@ -34,11 +34,11 @@ from synpro_engine.model.model import Model
 from synpro_engine.model.state import canonical_state
 from synpro_engine.model.tensor_files import SafetensorsFiles
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import MuonConfig, OptimizerConfig, OptimizerName, RatesConfig, ScheduleConfig
 from synpro_engine.train.divergence import DivergedError
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import MuonConfig, OptimizerConfig, OptimizerName, RatesConfig, ScheduleConfig
 from tests.influence.toy import CONFIGS, START, Cases, direction_of, layout_cases, model_of, moved, sequences, walks
 
 Full = dict[str, torch.Tensor]

@@ -16,9 +16,10 @@ from synpro_engine.influence import Direction, Examples, InRun
 from synpro_engine.influence.first_order import Capture, plain_logits
 from synpro_engine.model.build import freeze_but_last
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import OptimizerConfig, OutputLayer
+from synpro_engine.train.config import OutputLayer
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from tests.influence.toy import CONFIGS, Cases, direction_of, layout_cases, model_of
 
 LAYOUTS = {

@@ -10,9 +10,9 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.influence import InRun
 from synpro_engine.model.dropout import dropouts
 from synpro_engine.model.dropout_config import DropoutConfig
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from tests.influence.test_in_run import LABELS, ROWS, microbatches
 from tests.influence.toy import CONFIGS, direction_of, model_of
 

@@ -17,10 +17,10 @@ from synpro_engine.influence.first_order import plain_logprobs
 from synpro_engine.model.canonical import block_slots, shard, unshard
 from synpro_engine.model.model import Model
 from synpro_engine.train import homes
-from synpro_engine.train.config import MuonConfig, OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
 from synpro_engine.train.muon_update import orthogonalised, pulled_back, size_of, update_scale
+from synpro_engine.train.optimizer_config import MuonConfig, OptimizerConfig
 from synpro_engine.train.owned import owned_shards
 from synpro_kernels import orthogonalize_definition
 from tests.influence.toy import CONFIGS, START, model_of, sequences

@@ -16,7 +16,8 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import OptimizerConfig, TrainConfig
+from synpro_engine.train.config import TrainConfig
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_engine.train.trainer import pretrain
 
 CONFIG = ModelConfig(family="olmo2", layers=2, d_model=32, heads=4, kv_heads=2, ffn=64, vocab_size=64, seq_len=16)

@@ -14,9 +14,9 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.layers import FlashAttention, scaled_dot_product
 from synpro_engine.model.shared_rows import documents_apart
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from tests.model.stand_ins import Flash, GradientExtension, transformer_engine
 
 LAYERS, ROWS, S, MICRO_BATCHES = 2, 3, 24, 2

@@ -25,8 +25,8 @@ from synpro_engine.rl.policy import (
 from synpro_engine.rl.types import Prompt, Rollout, RolloutBatch
 from synpro_engine.sampler import Nuclei, Sampler, SamplingConfig
 from synpro_engine.synth import Candidate, Parsed, Slice
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 VOCAB, LIMIT = 80, 75  # five ids of padding
 PARSED = Parsed(ok=True, text="")

@@ -16,7 +16,7 @@ from synpro_engine.rl.policy import prepare_policy
 from synpro_engine.rl.trainer import TuneResult, tune
 from synpro_engine.sampler import SamplingConfig
 from synpro_engine.synth import Operation, Parsed, PromptConfig, Prompter, Reject, Slice
-from synpro_engine.train.config import OptimizerConfig
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_engine.train.parking import NOTHING, Reading
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz \n.:"

@@ -21,8 +21,8 @@ from synpro_engine.sampler import Completion, Sampler, SamplerConfig, SamplingCo
 from synpro_engine.sampler.cache import PagePool
 from synpro_engine.sampler.graphs import recorder
 from synpro_engine.sampler.static import Prepare, Program, Replay, StaticSteps, eagerly, filled_up
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_kernels.common.extension import csrc_loaded
 
 bitwise = pytest.mark.skipif(not csrc_loaded(), reason="in the definitions a row's sums hang on the tables' width")

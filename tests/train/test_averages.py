@@ -16,10 +16,11 @@ from synpro_engine.train import averages
 from synpro_engine.train.averages import share_of_newest
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from synpro_engine.train.checkpoint_files import whole_tensors
-from synpro_engine.train.config import AverageConfig, EmaConfig, OptimizerConfig, TrainConfig
+from synpro_engine.train.config import AverageConfig, EmaConfig, TrainConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.metrics import read_metrics
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_engine.train.owned import owned_shards
 from tests.train.test_layouts import LAYOUTS, SHAPE, batch_of, train
 from tests.train.test_trainer import CONFIG, Killed, records, same

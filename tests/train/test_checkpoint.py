@@ -17,9 +17,9 @@ from synpro_engine.model.model import Model
 from synpro_engine.train import checkpoint
 from synpro_engine.train.checkpoint import checkpoint_model_config, load_checkpoint, save_checkpoint
 from synpro_engine.train.checkpoint_directory import newest_checkpoint, prune_checkpoints, step_path
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig, ScheduleConfig
 
 OPTIMIZER = OptimizerConfig(lr=1e-2)
 MUON = OPTIMIZER.model_copy(update={"name": "muon"})

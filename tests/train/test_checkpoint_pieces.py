@@ -18,9 +18,9 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.train.checkpoint import STATE, load_checkpoint, save_checkpoint
 from synpro_engine.train.checkpoint_files import read_pieces
 from synpro_engine.train.checkpoint_pieces import model_pieces, optimizer_pieces
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_engine.train.owned import rectangles
 
 SHAPE = ModelConfig(family="llama", layers=2, d_model=32, heads=4, kv_heads=2, ffn=48, vocab_size=64, seq_len=16)

@@ -17,10 +17,11 @@ from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train.config import DistillConfig, OptimizerConfig
+from synpro_engine.train.config import DistillConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import DistillationLoss
 from synpro_engine.train.metrics import METRICS, flops_per_token, read_metrics
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_kernels import Teacher, linear_distill_definition
 from tests.train.test_trainer import CONFIG as TRAINED
 from tests.train.test_trainer import Killed, train

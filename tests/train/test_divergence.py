@@ -20,11 +20,12 @@ from synpro_engine.dist import Stopped, Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.model import Model
 from synpro_engine.train.checkpoint import checkpoint_extra
-from synpro_engine.train.config import DivergenceConfig, OptimizerConfig, PlateauConfig, SkipConfig, TrainConfig
+from synpro_engine.train.config import DivergenceConfig, PlateauConfig, SkipConfig, TrainConfig
 from synpro_engine.train.divergence import DivergedError, LossGuard, PretrainGuard
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_engine.train.run_checkpoints import RunCheckpoints
 from synpro_engine.train.run_state import PretrainResult
 from synpro_engine.train.trainer import pretrain

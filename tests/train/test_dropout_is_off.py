@@ -35,11 +35,12 @@ from synpro_engine.model.model import Model
 from synpro_engine.model.scoring import score_tokens
 from synpro_engine.sampler import Sampler, SamplingConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import DistillConfig, OptimizerConfig
+from synpro_engine.train.config import DistillConfig
 from synpro_engine.train.engine import Engine, StepResult
 from synpro_engine.train.ensemble import QuestionMixture, TokenMixture
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import DistillationLoss, LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_engine.train.questions import ask
 from tests.train.test_questions import questions
 from tests.train.test_trainer import SHAPE, loader_of

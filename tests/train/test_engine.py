@@ -13,10 +13,10 @@ from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
 from synpro_engine.model.shared_rows import SharedRows
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss, LossTerms
+from synpro_engine.train.optimizer_config import OptimizerConfig, ScheduleConfig
 
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-4, clip=0.0)
 

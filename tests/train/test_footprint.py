@@ -19,10 +19,11 @@ from synpro_engine.model.config import ModelConfig, Recompute
 from synpro_engine.model.lora import add_adapters
 from synpro_engine.model.shared_rows import SharedRows
 from synpro_engine.train.checkpoint import save_checkpoint
-from synpro_engine.train.config import AverageConfig, EmaConfig, OptimizerConfig, OptimizerName
+from synpro_engine.train.config import AverageConfig, EmaConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig, OptimizerName
 from synpro_kernels.common.extension import csrc_status
 
 SHAPE = ModelConfig(layers=3, d_model=64, heads=4, kv_heads=2, ffn=160, vocab_size=256, seq_len=32)

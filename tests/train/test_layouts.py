@@ -16,10 +16,10 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.dropout import dropouts
 from synpro_engine.model.dropout_config import DropoutConfig
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import MuonConfig, OptimizerConfig, RatesConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import MuonConfig, OptimizerConfig, RatesConfig, ScheduleConfig
 
 SHAPE: Any = {"layers": 4, "d_model": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "vocab_size": 64, "seq_len": 16}
 # Model and how many of its last blocks train (None: all of it).

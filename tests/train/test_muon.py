@@ -21,12 +21,12 @@ from synpro_engine.model.lora import add_adapters
 from synpro_engine.model.model import Model
 from synpro_engine.model.weights import blocks_of
 from synpro_engine.train import homes
-from synpro_engine.train.config import MuonConfig, OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.homes import _dealt
 from synpro_engine.train.losses import LanguageModelLoss
 from synpro_engine.train.muon_update import update_scale
 from synpro_engine.train.optimizer import is_of_muon
+from synpro_engine.train.optimizer_config import MuonConfig, OptimizerConfig
 from synpro_engine.train.owned import check_owned_once
 from synpro_kernels import orthogonalize_definition
 

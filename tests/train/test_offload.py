@@ -21,10 +21,10 @@ from synpro_engine.model.dropout import dropouts
 from synpro_engine.model.dropout_config import DropoutConfig
 from synpro_engine.model.model import run_chunk
 from synpro_engine.model.shared_rows import documents_apart
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 DROPPED = DropoutConfig(attention=0.3, residual=0.2, depth=0.4)
 

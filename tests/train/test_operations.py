@@ -15,9 +15,9 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, Recompute
 from synpro_engine.model.layers import FullWidthRMSNorm
 from synpro_engine.model.shared_rows import documents_apart
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_kernels.common.extension import csrc_loaded
 from tests.counting import WAITS, Counted, Waited
 

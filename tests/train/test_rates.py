@@ -13,9 +13,9 @@ from synpro_engine.data import Batch
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model, freeze_but_last
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train.config import OptimizerConfig, RatesConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig, RatesConfig
 
 RATES = RatesConfig(embedding=0.25, output=2.0, vectors=4.0)
 

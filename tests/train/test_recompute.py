@@ -15,10 +15,10 @@ from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig, Recompute
 from synpro_engine.model.dropout import dropouts
 from synpro_engine.model.dropout_config import DropoutConfig
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.footprint import Footprint
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 FAMILIES = ("llama", "olmo2", "qwen3")
 LAYOUTS: list[dict[str, Any]] = [{}, {"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}, {"cp": 2}]

@@ -3,8 +3,9 @@ import math
 import pytest
 
 from synpro_engine.config import UserError, load_config
-from synpro_engine.train.config import ScheduleConfig, TrainConfig
+from synpro_engine.train.config import TrainConfig
 from synpro_engine.train.optimizer import lr_factor
+from synpro_engine.train.optimizer_config import ScheduleConfig
 
 
 def test_warmup_rises_linearly_and_never_trains_at_zero():

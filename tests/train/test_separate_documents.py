@@ -16,10 +16,10 @@ from synpro_engine.influence.directions.gradient import mean_gradient
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.shared_rows import SharedRows, documents_apart
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 EOS, S = 0, 24
 LAYOUTS: list[dict[str, Any]] = [{"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}, {"cp": 2}, {}]

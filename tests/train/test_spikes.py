@@ -11,12 +11,13 @@ from synpro_engine.data import Batch
 from synpro_engine.dist import ParallelConfig, Topology
 from synpro_engine.dist.testing import free_ports, job, run_ranks
 from synpro_engine.model.build import build_model
-from synpro_engine.train.config import OptimizerConfig, SpikeConfig
+from synpro_engine.train.config import SpikeConfig
 from synpro_engine.train.divergence import DivergedError
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.layer_norms import gradient_norms, told
 from synpro_engine.train.losses import LanguageModelLoss
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.optimizer_config import OptimizerConfig
 from synpro_engine.train.run_state import PretrainResult
 from synpro_engine.train.spikes import SpikeGuard
 from synpro_engine.train.trainer import pretrain

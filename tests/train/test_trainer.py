@@ -16,8 +16,9 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.train import evaluation
 from synpro_engine.train.checkpoint import load_checkpoint
 from synpro_engine.train.checkpoint_files import whole_tensors
-from synpro_engine.train.config import OptimizerConfig, PlateauConfig, ScheduleConfig, TrainConfig
+from synpro_engine.train.config import PlateauConfig, TrainConfig
 from synpro_engine.train.metrics import METRICS, read_metrics
+from synpro_engine.train.optimizer_config import OptimizerConfig, ScheduleConfig
 from synpro_engine.train.run_state import PretrainResult
 from synpro_engine.train.trainer import pretrain
 

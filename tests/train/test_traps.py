@@ -5,8 +5,8 @@ import pytest
 from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model, refuse_traps
 from synpro_engine.model.config import ModelConfig
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.engine import Engine
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 INTERLEAVED = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, "overlap_p2p_comm": True}
 

@@ -14,10 +14,10 @@ from synpro_engine.dist import Topology
 from synpro_engine.model.build import build_model
 from synpro_engine.model.config import ModelConfig
 from synpro_engine.model.model import Model
-from synpro_engine.train.config import DecayScheduleConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LossTerms
 from synpro_engine.train.optimizer import decay_at
+from synpro_engine.train.optimizer_config import DecayScheduleConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from tests.train.test_trainer import CONFIG, Killed, records, same, train
 
 LINEAR = DecayScheduleConfig(kind="linear", final=0.2, hold_steps=10, total_steps=110)

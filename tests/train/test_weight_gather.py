@@ -24,10 +24,11 @@ from synpro_engine.model.model import Model
 from synpro_engine.train import engine as engine_module
 from synpro_engine.train import weight_gather
 from synpro_engine.train.checkpoint import load_checkpoint, save_checkpoint
-from synpro_engine.train.config import EmaConfig, MuonConfig, OptimizerConfig, TrainConfig
+from synpro_engine.train.config import EmaConfig, TrainConfig
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.evaluation import held_out_loss
 from synpro_engine.train.losses import LanguageModelLoss
+from synpro_engine.train.optimizer_config import MuonConfig, OptimizerConfig
 from synpro_engine.train.questions import ask
 from tests.train import test_trainer as toy
 from tests.train.test_questions import questions

@@ -23,7 +23,8 @@ from synpro_engine.model.config import ModelConfig
 from synpro_engine.reward import RewardConfig
 from synpro_engine.rl.config import TuneConfig
 from synpro_engine.synth import FilterConfig, GenerateConfig, MegadocConfig, PromptConfig, SliceConfig
-from synpro_engine.train.config import OptimizerConfig, ScheduleConfig, WeightsOf
+from synpro_engine.train.config import WeightsOf
+from synpro_engine.train.optimizer_config import OptimizerConfig, ScheduleConfig
 
 Dtype = Literal["float32", "bfloat16"]
 

@@ -17,7 +17,7 @@ from synpro_engine.config.artifact import MANIFEST
 from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION, DIRECTIONS, WALK_STEPS
 from synpro_engine.cycle.settings import ProbeSettings
 from synpro_engine.cycle.steps.corpus import open_measured, open_split, open_tokenizer
-from synpro_engine.cycle.steps.pretraining import ORGANIC
+from synpro_engine.cycle.steps.training import ORGANIC
 from synpro_engine.cycle.steps.weights import load_model, stage_checkpoint
 from synpro_engine.data import TokenCorpus, TokenLoader, reference_windows
 from synpro_engine.dist import Topology, on_main

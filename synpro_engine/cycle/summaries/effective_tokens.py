@@ -8,7 +8,7 @@ from typing import Any
 
 from synpro_engine.config import json_text
 from synpro_engine.cycle.run_layout import TOKENIZE, TRAINING_RESULT, UNIQUE, shards_path
-from synpro_engine.cycle.steps.pretraining import TrainingResult
+from synpro_engine.cycle.steps.training import TrainingResult
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import open_shards, read_shard_stats
 from synpro_engine.report import EffectiveCurve, EffectiveTokens, UniquePoint

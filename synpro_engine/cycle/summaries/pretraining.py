@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from synpro_engine.config import Record
 from synpro_engine.cycle.run_layout import PRETRAIN, TRAINING_RESULT
-from synpro_engine.cycle.steps.pretraining import ALONE, TrainingResult
+from synpro_engine.cycle.steps.training import ALONE, TrainingResult
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.report import Curve, CurveKind, Plateau, Pretraining
 from synpro_engine.train.metrics import METRICS, read_metrics

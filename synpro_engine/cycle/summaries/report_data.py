@@ -9,7 +9,7 @@ from pathlib import Path
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import CHECKPOINT, IMPORT
 from synpro_engine.cycle.stages import Stage
-from synpro_engine.cycle.steps.pretraining import ORGANIC
+from synpro_engine.cycle.steps.training import ORGANIC
 from synpro_engine.cycle.summaries.arms import arms
 from synpro_engine.cycle.summaries.corpus import corpus
 from synpro_engine.cycle.summaries.downstream import downstream

@@ -14,7 +14,7 @@ from synpro_engine.cycle.run_layout import (
     UNIQUE,
     shards_path,
 )
-from synpro_engine.cycle.steps.pretraining import ORGANIC, TrainingResult
+from synpro_engine.cycle.steps.training import ORGANIC, TrainingResult
 from synpro_engine.cycle.summaries.arms import name_of
 from synpro_engine.cycle.summaries.finished_run import FinishedRun
 from synpro_engine.data import read_shard_stats

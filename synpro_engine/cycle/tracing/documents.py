@@ -12,8 +12,8 @@ from typing import Any, Literal
 from synpro_engine.config import UserError, nearest
 from synpro_engine.cycle.run_layout import LEFT_OUT, STITCHED, SYNTHETIC, TOKENIZE, UNIQUE, Round, shards_path
 from synpro_engine.cycle.steps.intake import SPLITS
-from synpro_engine.cycle.steps.pretraining import ORGANIC, Training
 from synpro_engine.cycle.steps.stitching import stitched_documents
+from synpro_engine.cycle.steps.training import ORGANIC, Training
 from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.cycle.tracing.stored import (
     SyntheticText,

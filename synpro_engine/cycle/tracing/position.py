@@ -10,7 +10,7 @@ from synpro_engine.config import UserError, read_record, verify_artifact
 from synpro_engine.cycle.checkpoints import checkpoint_of
 from synpro_engine.cycle.run_layout import TOKENIZER, TRAINING_RESULT
 from synpro_engine.cycle.steps.corpus import open_tokenizer
-from synpro_engine.cycle.steps.pretraining import Training, TrainingResult
+from synpro_engine.cycle.steps.training import Training, TrainingResult
 from synpro_engine.cycle.steps.weights import stage_checkpoint
 from synpro_engine.cycle.tracing.traced import TracedRun
 from synpro_engine.data import PublishedTokenizer, TokenCorpus, TokenLoader, load_tokenizer

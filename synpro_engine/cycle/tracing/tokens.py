@@ -8,8 +8,8 @@ from itertools import islice
 
 from synpro_engine.config import UserError
 from synpro_engine.cycle.run_layout import STITCHED
-from synpro_engine.cycle.steps.pretraining import ORGANIC
 from synpro_engine.cycle.steps.stitching import stitched_documents
+from synpro_engine.cycle.steps.training import ORGANIC
 from synpro_engine.cycle.tracing.position import check_step, finished_steps, open_reading
 from synpro_engine.cycle.tracing.stored import SyntheticText, find_organic, find_synthetic, find_unique
 from synpro_engine.cycle.tracing.traced import TracedRun

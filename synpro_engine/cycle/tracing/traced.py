@@ -7,7 +7,7 @@ from typing import Protocol
 
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import Round
-from synpro_engine.cycle.steps.pretraining import Training
+from synpro_engine.cycle.steps.training import Training
 from synpro_engine.dist import Topology
 
 

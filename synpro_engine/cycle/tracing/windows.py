@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import STITCHED
-from synpro_engine.cycle.steps.pretraining import ORGANIC, Training
 from synpro_engine.cycle.steps.stitching import stitched_documents
+from synpro_engine.cycle.steps.training import ORGANIC, Training
 from synpro_engine.cycle.tracing.position import Reading, open_alone
 from synpro_engine.cycle.tracing.stored import SyntheticText, find_synthetics
 from synpro_engine.data import TokenCorpus

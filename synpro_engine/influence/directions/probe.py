@@ -20,10 +20,10 @@ from synpro_engine.influence.directions.optimizer_state import optimizer_values
 from synpro_engine.model.model import Model
 from synpro_engine.model.shared_rows import documents_apart
 from synpro_engine.train.checkpoint import load_checkpoint
-from synpro_engine.train.config import OptimizerConfig
 from synpro_engine.train.divergence import SkipGuard
 from synpro_engine.train.engine import Engine
 from synpro_engine.train.losses import LanguageModelLoss, count_labels
+from synpro_engine.train.optimizer_config import OptimizerConfig
 
 _DEFAULTS = OptimizerConfig()
 
