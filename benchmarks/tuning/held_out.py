@@ -26,7 +26,8 @@ from synpro_engine.config import apply_overrides, load_config, read_yaml
 from synpro_engine.cycle.recipe import Recipe
 from synpro_engine.cycle.run_layout import CONFIG, IMPORT, JUDGES, SERVED, TOKENIZE, Round
 from synpro_engine.cycle.settings import SettingsOf, TuneSettings
-from synpro_engine.cycle.steps.synthesis import Inputs, tune_stage
+from synpro_engine.cycle.steps.rewards import Inputs
+from synpro_engine.cycle.steps.tuning import tune_stage
 from synpro_engine.dist import ParallelConfig, Topology, launched
 from synpro_engine.rl.config import HeldOutConfig
 from synpro_engine.rl.held_out import KIND

@@ -25,11 +25,13 @@ from synpro_engine.cycle.run_layout import (
 from synpro_engine.cycle.settings import SettingsOf, StageSettings
 from synpro_engine.cycle.steps.deciding import decide_stage
 from synpro_engine.cycle.steps.evaluation import Measured, evaluate_stage
+from synpro_engine.cycle.steps.generating import generate_stage
 from synpro_engine.cycle.steps.pretraining import arm_stage
 from synpro_engine.cycle.steps.probe import probe_stage
-from synpro_engine.cycle.steps.synthesis import Inputs, generate_stage, tune_stage
+from synpro_engine.cycle.steps.rewards import Inputs
 from synpro_engine.cycle.steps.synthetic import synthetic_shards_stage
 from synpro_engine.cycle.steps.training import Training
+from synpro_engine.cycle.steps.tuning import tune_stage
 
 _IN_ROUNDS = frozenset({"probe", "tune", "generate", EVALUATE})
 """Commands that bring up stages of later rounds, where there are any."""

@@ -32,8 +32,8 @@ from synpro_engine.cycle.settings import SettingsOf, TasksSettings
 from synpro_engine.cycle.stages import Stage
 from synpro_engine.cycle.steps.corpus import tokenize_stage
 from synpro_engine.cycle.steps.evaluation import Measured, evaluate_stage
+from synpro_engine.cycle.steps.importing import import_stage
 from synpro_engine.cycle.steps.pretraining import pretrain_stage
-from synpro_engine.cycle.steps.synthesis import import_stage
 from synpro_engine.cycle.steps.tasks import asked_stage, tasks_stage
 from synpro_engine.cycle.steps.training import Training
 from synpro_engine.cycle.steps.unique import unique_stage

@@ -15,7 +15,7 @@ from synpro_engine.cycle import Recipe, load_recipe
 from synpro_engine.cycle.scoring.model_pair import ModelPair
 from synpro_engine.cycle.settings import SettingsOf
 from synpro_engine.cycle.steps.corpus import open_tokenizer
-from synpro_engine.cycle.steps.synthesis import import_stage
+from synpro_engine.cycle.steps.importing import import_stage
 from synpro_engine.cycle.steps.weights import export_stage
 from synpro_engine.data import load_tokenizer
 from synpro_engine.dist import ParallelConfig, Topology, launched

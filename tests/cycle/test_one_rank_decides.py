@@ -21,7 +21,7 @@ from synpro_engine.cycle.plan import Plan
 from synpro_engine.cycle.run_layout import CHECKPOINT, DIRECTION
 from synpro_engine.cycle.steps.corpus import open_tokenizer
 from synpro_engine.cycle.steps.probe import load_probe
-from synpro_engine.cycle.steps.synthesis import chosen_to_tune
+from synpro_engine.cycle.steps.tuning import chosen_to_tune
 from synpro_engine.cycle.steps.weights import export_stage, load_model, stage_checkpoint
 from synpro_engine.data import train_sentencepiece
 from synpro_engine.dist import ParallelConfig, Topology, launched, on_main

@@ -41,14 +41,7 @@ from synpro_engine.cycle.steps.in_run import InRunScores
 from synpro_engine.cycle.steps.stitching import stretches
 from synpro_engine.cycle.steps.training import ALONE, ORGANIC, Sources, Training
 from synpro_engine.cycle.steps.weights import load_teachers, stage_checkpoint
-from synpro_engine.data import (
-    EvalBatches,
-    WindowSource,
-    check_rows,
-    eval_windows,
-    open_shards,
-    start_id,
-)
+from synpro_engine.data import EvalBatches, WindowSource, check_rows, eval_windows, open_shards, start_id
 from synpro_engine.data.choices import QuestionSet, read_questions
 from synpro_engine.dist import Topology, on_main, say
 from synpro_engine.influence.in_run import SCORES
