@@ -25,8 +25,8 @@ def closing_summary(data: ReportData, report: Path | None = None) -> str:
     lines = [printable(data.title), ""]
     lines += _stage_lines(data.timeline)
     lines += [*_fact_lines(data), "", statement(data)[0]]
-    if missing := data.timeline.unfinished:
-        lines += [printable(f"Not finished: {', '.join(missing)}.")]
+    if data.timeline.unfinished:
+        lines += [printable(f"Without a result so far: {data.timeline.told_unfinished}.")]
     if report is not None:
         lines += [f"Report: {report.resolve()}"]
     return "\n".join(lines)
@@ -46,9 +46,10 @@ def printable(text: str) -> str:
 
 
 def _stage_lines(timeline: Timeline) -> list[str]:
-    longest = max((stage.seconds or 0.0 for stage in timeline.stages), default=0.0)
-    name_width = max((len(stage.name) for stage in timeline.stages), default=0)
-    lines = [f"  {printable(stage.name):<{name_width}}  {_stage_tail(stage, longest)}" for stage in timeline.stages]
+    begun = [stage for stage in timeline.stages if stage.status != "waiting"]
+    longest = max((stage.seconds or 0.0 for stage in begun), default=0.0)
+    name_width = max((len(stage.name) for stage in begun), default=0)
+    lines = [f"  {printable(stage.name):<{name_width}}  {_stage_tail(stage, longest)}" for stage in begun]
     if lines:
         lines += [f"  {'total':<{name_width}}  {seconds(timeline.total_seconds):>12}", ""]
     return lines

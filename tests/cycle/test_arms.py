@@ -32,6 +32,7 @@ from synpro_engine.cycle.tracing.position import finished_steps, open_reading
 from synpro_engine.data import open_shards, read_documents
 from synpro_engine.dist import launched
 from synpro_engine.evaluate.repetition import NAMES
+from synpro_engine.report import render_report
 from synpro_engine.train.metrics import read_metrics
 from tests.cli.refusals import refused, succeeded
 
@@ -292,6 +293,24 @@ def test_the_first_seed_of_effective_tokens_is_that_of_seeds_whatever_the_recipe
     recipe, names = run.recipe.model_copy(update={"seed": 8}), [stage.name for stage in run.stages()]
     [curve] = effective_tokens(FinishedRun(run.directory, recipe, names)).curves
     assert [len(point.losses) for point in curve.points] == [2, 2, 2]
+
+
+def test_unique_text_is_no_epoch_of_the_organic_one_in_the_report(run: Cycle) -> None:
+    data = report_data(run.directory, run.recipe, run.stages())
+    assert data.tokens is not None
+    arms = {arm.name: arm for arm in data.tokens.arms}
+    stage = _json(run.directory, "arms/oracle/continue/result.json")["samples"]
+    assert arms["oracle"].unique == stage["unique"] * run.recipe.model.seq_len > 0
+    assert all(arms[name].unique == 0 < arms[name].organic for name in set(ARMS) - {"oracle", "oracle-less"})
+    totals = {arm.organic + arm.unique + arm.synthetic for arm in arms.values()}
+    assert len(totals) == 1  # all train as long
+    assert "More of its kind" in render_report(data)
+
+
+def test_samples_of_the_report_are_of_several_slices(run: Cycle) -> None:
+    data = report_data(run.directory, run.recipe, run.stages())
+    shown = [sample.source_id for sample in data.samples if sample.operation.startswith("prompted") and sample.accepted]
+    assert len(shown) == len(set(shown)) == 5
 
 
 def test_the_curve_of_each_arm_is_the_mean_of_what_its_seeds_measured(run: Cycle) -> None:

@@ -393,7 +393,7 @@ def full_report() -> ReportData:
 def degenerate_report() -> ReportData:
     """What a run can leave at worst: empty curves, one step, numbers that are not finite."""
     nan = float("nan")
-    stages = (StageTiming(name="probe", status="failed", seconds=0.0), StageTiming(name="tune", status="not run"))
+    stages = (StageTiming(name="probe", status="begun", seconds=0.0), StageTiming(name="tune", status="waiting"))
     in_run = InRunInfluence(
         per_nat=False,
         steps=(1,),

@@ -13,9 +13,9 @@ def test_summary_names_stages_key_numbers_and_the_report(full_report: ReportData
 
 
 def test_summary_of_a_run_that_is_not_finished_says_so(full_report: ReportData) -> None:
-    stages = (*full_report.timeline.stages[:3], StageTiming(name="tune rephrase", status="failed"))
+    stages = (*full_report.timeline.stages[:3], StageTiming(name="tune rephrase", status="waiting"))
     text = closing_summary(ReportData(title="Half-way", timeline=Timeline(stages=stages)))
-    assert "Not finished: tune rephrase." in text
+    assert "Without a result so far: 1 of 4 stages (tune rephrase)." in text
     assert "not run yet" in text
 
 

@@ -34,7 +34,9 @@ class _Shown(NamedTuple):
 
 
 def samples(run: FinishedRun) -> tuple[Sample, ...]:
-    """Of each arm's and operation's corpus of the newest finished round: the first accepted and the first refused."""
+    """Of each arm's and operation's corpus of the newest finished round: accepted texts of the first slices, and the
+    first that were refused.
+    """
     shown: list[_Shown] = []
     for arm, recipe in run.in_rounds.items():
         rounds = [this for this in run.rounds if this.of_arm == arm]
@@ -60,7 +62,11 @@ def samples(run: FinishedRun) -> tuple[Sample, ...]:
 
 
 def _first_of(operation: str, stage: Path) -> Iterator[_Shown]:
-    for record in itertools.islice(accepted_records(stage), _ACCEPTED_SAMPLES):
+    # One of each slice, of which there may be many texts, one behind the other.
+    slices = itertools.groupby(
+        accepted_records(stage), lambda record: (record.provenance.source, record.provenance.start)
+    )
+    for record in (next(of) for _, of in itertools.islice(slices, _ACCEPTED_SAMPLES)):
         yield _Shown(operation, stage, record.text, record.provenance, "", record.rewards or {})
     # Lazily, for the refused may be many and long.
     for where, line in itertools.islice(lines_of(stage / CORPUS, REJECTS), _REFUSED_SAMPLES):

@@ -35,11 +35,11 @@ def tokens(run: FinishedRun) -> TokenAccount | None:
         if stages := run.trained(arm):
             seen = _seen(run, stages[-1])
             # The loader's position goes on from pretraining's, so its count is of both.
-            organic = seen.pop(ORGANIC) - pretrain_seen + seen.pop(UNIQUE, 0)
+            organic, unique = seen.pop(ORGANIC) - pretrain_seen, seen.pop(UNIQUE, 0)
             stitched = sum(run.record(stages[-1], TRAINING_RESULT, TrainingResult).stitched.values())
             made = sum(seen.values()) - stitched
-            name = name_of(run, arm)
-            arms.append(ArmTokens(name=name, organic=organic + stitched, synthetic=made, stitched=stitched))
+            read = {"organic": organic + stitched, "unique": unique, "synthetic": made, "stitched": stitched}
+            arms.append(ArmTokens(name=name_of(run, arm), **read))
     return TokenAccount(
         made=tuple(_made(run)),
         organic_unique=read_shard_stats(shards_path(run.directory / TOKENIZE, "train")).tokens,

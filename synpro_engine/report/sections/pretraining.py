@@ -78,7 +78,7 @@ class Pretraining:
     def panels(self) -> list[Panel]:
         """Loss before the plateau, and the window of evaluations that the plateau was decided on."""
         panels = [self._loss()] if self.curves else []
-        if self.plateau and self.plateau.window_losses:
+        if self.plateau and len(self.plateau.window_losses) > 1:  # of one evaluation there is nothing to see
             panels.append(_window(self.plateau))
         return panels
 

@@ -1,10 +1,13 @@
 """The stages of the run on one time axis. Times are in seconds."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-StageStatus = Literal["done", "reused", "running", "failed", "not run"]
+StageStatus = Literal["done", "begun", "waiting"]
+_NAMED = 8
+"""Most stages of no arm that a sentence names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,11 +16,18 @@ class StageTiming:
 
     name: str
     status: StageStatus
+    arm: str | None = None
+    """Of a run with arms: whose it is, where it is one's alone."""
     seconds: float | None = None
     start: float | None = None
     artifact: str | None = None  # directory, as the reader of the report should see it
     content_hash: str | None = None
     tokens_per_second: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, below that of its arm."""
+        return self.name.removeprefix(f"arms/{self.arm}/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +46,14 @@ class TimeAxis:
     bars: tuple[Bar, ...]
     ticks: tuple[tuple[float, str], ...]
 
+    @property
+    def by_arm(self) -> dict[str, list[Bar]]:
+        """The bars of each arm together, behind those of none, whose name is empty."""
+        groups: dict[str, list[Bar]] = {"": []}
+        for bar in self.bars:
+            groups.setdefault(bar.stage.arm or "", []).append(bar)
+        return groups
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
@@ -50,21 +68,35 @@ class Timeline:
         return sum(spent) if spent else None
 
     @property
-    def unfinished(self) -> list[str]:
-        """Names of the stages that have no result."""
-        return [stage.name for stage in self.stages if stage.status not in ("done", "reused")]
+    def unfinished(self) -> list[StageTiming]:
+        """The stages that have no result."""
+        return [stage for stage in self.stages if stage.status != "done"]
+
+    @property
+    def waiting(self) -> list[StageTiming]:
+        """Those of them that were not begun either."""
+        return [stage for stage in self.stages if stage.status == "waiting"]
+
+    @property
+    def told_unfinished(self) -> str:
+        """What has no result, as part of a sentence: stages by name, and of each arm how many."""
+        own = [stage.name for stage in self.unfinished if stage.arm is None]
+        of_arms = Counter(stage.arm for stage in self.unfinished if stage.arm is not None)
+        names = own[:_NAMED] + ([f"{len(own) - _NAMED} more"] if len(own) > _NAMED else [])
+        names += [f"{count} of arm {arm}" for arm, count in of_arms.items()]
+        return f"{len(self.unfinished)} of {len(self.stages)} stages ({', '.join(names)})"
 
     @property
     def axis(self) -> TimeAxis:
-        """Every stage at its own start where that is known, else after the stage before."""
+        """Every stage that was begun, at its own start where that is known, else after the stage before."""
         spans: list[tuple[StageTiming, float, float]] = []
         end = 0.0
-        for stage in self.stages:
+        for stage in (stage for stage in self.stages if stage.status != "waiting"):
             start = end if stage.start is None else stage.start
             spans.append((stage, start, stage.seconds or 0.0))
             end = max(end, start + (stage.seconds or 0.0))
         if end <= 0:
-            return TimeAxis(bars=tuple(Bar(stage=stage, left=0, width=0) for stage in self.stages), ticks=())
+            return TimeAxis(bars=tuple(Bar(stage=stage, left=0, width=0) for stage, *_ in spans), ticks=())
         bars = tuple(Bar(stage=s, left=100 * start / end, width=100 * length / end) for s, start, length in spans)
         # A label at the very end of the axis would run into the column beside it.
         ticks = tuple((100 * at / end, _clock(at)) for at in nice_ticks(end) if at <= 0.96 * end)

@@ -11,6 +11,7 @@ class ArmTokens:
     name: str
     organic: int
     synthetic: int
+    unique: int = 0  # of organic text beyond the corpus' own, as an oracle reads it
     stitched: int = 0  # of the organic ones, those within documents that are stitched of synthetic texts
 
 
@@ -33,6 +34,11 @@ class TokenAccount:
     synthetic: Mapping[str, int] = field(default_factory=dict)  # tokens of the pool by operation
     arms: tuple[ArmTokens, ...] = ()
     made: tuple[MadeTokens, ...] = ()  # `synthetic` by round
+
+    @property
+    def most_trained(self) -> int:
+        """Tokens of the longest training; at least 1."""
+        return max(self.pretrain_seen, 1, *(arm.organic + arm.unique + arm.synthetic for arm in self.arms))
 
     @property
     def epochs_before_plateau(self) -> float | None:
