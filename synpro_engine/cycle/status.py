@@ -14,7 +14,7 @@ from synpro_engine.config.lock import is_held
 from synpro_engine.cycle.graph import Graph
 from synpro_engine.cycle.plan import looked_at
 from synpro_engine.cycle.recipe import Recipe
-from synpro_engine.cycle.run_layout import CORPUS, TRAINING_RESULT
+from synpro_engine.cycle.run_layout import CORPUS, REPEAT, TRAINING_RESULT
 from synpro_engine.cycle.run_lock import stored_recipe
 from synpro_engine.cycle.stages import Stage, stage_times
 from synpro_engine.cycle.steps.training import TrainingResult
@@ -96,7 +96,9 @@ def run_status(recipe: Recipe, directory: Path) -> RunStatus:
 
 
 def _kind(name: str) -> str:
-    return name.rpartition("/")[2].partition("-seed-")[0]
+    """What stages of one length are called: the arm that repeats organic text trains as long as the others do."""
+    kind = name.rpartition("/")[2].partition("-seed-")[0]
+    return "continue" if kind == REPEAT else kind
 
 
 def _stage(graph: Graph, stage: Stage, took: Mapping[str, float], like: Mapping[str, float], held: bool) -> StageStatus:

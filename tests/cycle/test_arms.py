@@ -241,6 +241,21 @@ def test_status_tells_of_stages_and_arms(finished: Path, capsys: pytest.CaptureF
     assert float(rows[0][-1]) == pytest.approx(first["nats"] / first["tokens"], abs=1e-3)
 
 
+def test_what_waits_is_said_to_take_as_long_as_its_like(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    times = [line for line in (run / "stages.jsonl").read_text().splitlines() if '"repeat' not in line]
+    (run / "stages.jsonl").write_text("".join(line + "\n" for line in times))
+    for name in ("repeat", "repeat-seed-8"):
+        shutil.rmtree(run / name)
+    told = succeeded(capsys, "status", "arms-smoke", "--dir", str(run))
+    rows = [line.split() for line in told.splitlines() if line.startswith("repeat")]
+    assert [(row[1], row[-1]) for row in rows] == [("waiting", "s")] * 2, rows
+    assert "48 of 50 stages done, " in told
+
+
 def test_an_oracle_with_less_text_reads_the_beginning_of_the_others_and_its_curve_says_how_much(run: Cycle) -> None:
     unique = open_shards(shards_path(run.directory / "unique", "unique"))
     less = unique.head(800)

@@ -192,7 +192,7 @@ def test_any_single_part_renders_without_the_others(full_report: ReportData, fie
 def test_degenerate_parts_render(degenerate_report: ReportData) -> None:
     page = render_report(degenerate_report)
     assert Reader(page).open == []
-    assert "Without a result so far: probe, tune." in page
+    assert "Without a result so far: 2 of 2 stages (probe, tune)." in page
     assert "Every step was scored, so there is none to compare with." in page
 
 
