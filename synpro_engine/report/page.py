@@ -4,6 +4,7 @@ Texts of a run are untrusted (a generator may write markup): every value is esca
 visible, and the page forbids itself scripts and any outside resource by its content security policy.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from importlib import resources
@@ -18,6 +19,7 @@ from synpro_engine.report.looks import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment as JinjaEnvironment
+    from markupsafe import Markup
 
 _PACKAGE = "synpro_engine.report"
 
@@ -69,10 +71,19 @@ def _templates() -> "JinjaEnvironment":
         lstrip_blocks=True,
     )
     environment.filters["head"] = differences.head
+    environment.filters["with_code"] = _with_code
     for name in ("seconds", "count", "fixed", "signed", "percent"):
         environment.filters[name] = getattr(numbers, name)
     environment.filters["pretty_json"] = partial(json_text, indent=2, ensure_ascii=False)
     return environment
+
+
+def _with_code(text: str) -> "Markup":
+    """Text that may hold `names` between backticks, as messages for a terminal do."""
+    from markupsafe import Markup, escape
+
+    # In what is escaped already, so that only these tags are ours.
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
 
 
 def _visible(value: object) -> object:

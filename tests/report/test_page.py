@@ -13,6 +13,7 @@ from synpro_engine.evaluate.repetition import NAMES
 from synpro_engine.report import Pretraining, ReportData, SourceLoss, render_report, sections, svg, write_report
 from synpro_engine.report.data import SECTIONS
 from synpro_engine.report.headline import statement
+from synpro_engine.report.sections.downstream import Downstream
 from synpro_engine.report.sections.effective_tokens import EffectiveTokens
 from synpro_engine.report.sections.pretraining import Curve, CurveKind
 
@@ -292,3 +293,10 @@ def test_the_curve_of_unique_text_says_where_its_losses_rise_and_its_base_is_wor
     rising = dataclasses.replace(curve, points=(first, dataclasses.replace(second, losses=(5.0, 5.1)), last))
     assert "first 2 sizes rise" in rising.notes[0] and "up to 2 times" in rising.notes[0]
     assert next(rising.worth()).multiples == {"isotonic": "1", "power law": "1"}
+
+
+def test_names_between_backticks_are_code_and_nothing_else_in_a_message_is_markup() -> None:
+    data = ReportData(title="t", downstream=Downstream(missing="set `held_out` to <b>`a`</b> & `b"))
+    page = render_report(data)
+    assert "set <code>held_out</code> to &lt;b&gt;<code>a</code>&lt;/b&gt; &amp; `b." in page
+    assert Reader(page).open == []
