@@ -24,6 +24,7 @@ from synpro_engine.dist import Topology, gather_objects, on_main, progress
 from synpro_engine.influence import TextInfluence, build_estimator
 
 _ROUNDS = 16  # micro-batches a rank measures between two looks at the wish to stop: enough to put like lengths together
+_Score = tuple[float, dict[str, float]]  # the value, and that along each reference; a list of the two where it was kept
 
 
 class TextInfluences(Record):
@@ -67,9 +68,6 @@ def text_influences(
             )
             bar.update(len(part))
     return {operation: _by_reference(kinds) for operation, kinds in scores.items()}
-
-
-_Score = tuple[float, dict[str, float]]  # the value, and that along each reference; a list of the two where it was kept
 
 
 def _texts(tokens: Path, corpora: Mapping[str, Path]) -> dict[str, dict[str, list[str]]]:
