@@ -2,8 +2,8 @@
 
 `python -m benchmarks.real_text` trains what is missing, arm by arm, by the engine's own commands, and writes a record
 of each arm and seed; called again it goes on where it was, and with `--minutes` it stops in time. With `--only` several
-of it share a directory. `--rates` measures how long all of it will take. `--from FILE --docs docs` renews
-docs/real-text.md from records alone.
+of it share a directory; `--join` helps another one to generate its texts. `--rates` measures how long all of it will
+take. `--from FILE --docs docs` renews docs/real-text.md from records alone.
 """
 
 from __future__ import annotations
@@ -47,12 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of these alone; beside it another process can train others in the same --dir, of those that begin"
         f" at the first step ({', '.join(FROM_SCRATCH)})",
     )  # fmt: skip
+    parser.add_argument(
+        "--join",
+        action="store_true",
+        help="help another process in --dir with the texts that it generates, and no more",
+    )
     parser.add_argument("--rates", action="store_true", help="measure how fast this machine is, and do no more")
     parser.add_argument(
         "--tuned", type=Path, action="append", metavar="FILE", help="records of data_bound, which tuned repetition"
     )
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="records to show, in place of runs")
     given = parser.parse_args(arguments)
+    if given.join and (given.rates or given.only):
+        parser.error("--join does no more than that; give it without --rates and --only")
     output = given.given or given.output or given.dir / "records.jsonl"
     if given.given:
         _check_recipe(given.recipe, _settings_in(output), output)
@@ -60,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = _study(given.recipe, given.dir, output, given.tuned)
         commands = Commands(None if given.minutes is None else 60 * given.minutes)
         try:
-            if given.rates:
+            if given.join:
+                commands.run(study.join())
+            elif given.rates:
                 _write(output, [measure(study, commands)])
             else:
                 names = [job.name for job in jobs(study.recipe())]

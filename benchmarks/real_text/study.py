@@ -87,6 +87,10 @@ class Study:
         verb, *options = what
         yield [verb, str(self.recipe_file), *self.settings(job), *options, "--dir", str(self.directory(job))]
 
+    def join(self) -> list[str]:
+        """The engine's command that helps with what a job generates in the shared run."""
+        return ["generate", str(self.recipe_file), *self.tuned, "--dir", str(self.run), "--join"]
+
 
 def jobs(recipe: Recipe) -> list[Job]:
     """All there is to do: the first arm, the first seed from scratch, the other arms, the other seeds."""

@@ -90,6 +90,12 @@ def _sweep(name: str, *trials: tuple[str, float, str]) -> dict[str, Any]:
     return {"bench": "data_bound_sweep", "sweep": name, "trials": made}
 
 
+def test_whoever_joins_generates_by_the_settings_of_the_run_that_arms_share(study: Study) -> None:
+    *_, evaluate = study.commands(Job("prompted"))
+    assert [word for word in study.join() if "=" in word] == [word for word in evaluate if "=" in word] != []
+    assert study.join()[-3:] == ["--dir", str(study.run), "--join"]
+
+
 def test_tuned_settings_are_those_of_the_best_whole_trial(tmp_path: Path) -> None:
     swept = _sweep("all", ("muon", 4.2, "complete"), ("adamw", 4.4, "complete"), ("adamw", 4.1, "pruned"))
     found = settings_record([_sweep("tuned", ("adamw", 3.0, "complete")), swept])
