@@ -24,12 +24,17 @@ class Pieces:
         """Collective. A last line that a kill cut short does not count."""
         self._path, self._topology = path, topology
         self._found: dict[str, Any] = on_main(topology, self._read)
+        self._asked: set[str] = set()
 
     def __call__(self, name: str, measure: Callable[[], T]) -> T:
         """What `measure` says, alike on all ranks, or said before a stop. Collective.
 
-        Raises Stopped before it measures where the job was asked to stop.
+        Raises Stopped before it measures where the job was asked to stop, and ValueError for a name that was asked for
+        already: the second piece would silently be given what is the first one's.
         """
+        if name in self._asked:
+            raise ValueError(f"{name}: names two pieces")
+        self._asked.add(name)
         if name not in self._found:
             if asked_to_stop(self._topology):
                 raise Stopped(f"{self._path.parent}: stopped on the way; what was measured is kept")
