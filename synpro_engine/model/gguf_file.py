@@ -202,14 +202,20 @@ def _open(path: Path) -> Any:
     import gguf
 
     class Reader(gguf.GGUFReader):
-        """Reads past the end are errors: the library gives less than was asked for, and counts on."""
+        """Reads past the end are errors: the library gives less than was asked for, and counts on.
+
+        They are plain arrays: views of a memory map take several times as long to make, and a vocabulary is half a
+        million of them.
+        """
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             # In Python's integers: a count from a damaged file overflows numpy's, and a small wrong sum would pass.
-            end = int(offset) + int(count) * np.dtype(dtype).itemsize
+            offset, count = int(offset), int(count)
+            kind = np.dtype(dtype).newbyteorder(self.byte_order if override_order is None else override_order)
+            end = offset + count * kind.itemsize
             if end > len(self.data):
                 raise ValueError(f"it ends before byte {end}")
-            return super()._get(offset, dtype, count, override_order)
+            return np.frombuffer(self.data, kind, count, offset)
 
     try:
         return Reader(path)
