@@ -53,6 +53,17 @@ def ends_with_us() -> Callable[[], None] | None:
     return tie
 
 
+def end_as(code: int, what: str) -> None:
+    """SystemExit with the exit status of a command whose output was shown, unless it is 0.
+
+    A command told its fault itself; one that a signal ended could not, so that is told here.
+    """
+    if code < 0:
+        raise SystemExit(f"error: {what} was ended by {signal.Signals(-code).name}")
+    if code:
+        raise SystemExit(code)
+
+
 # Fewer arenas and an early mmap: freed blocks go back to the kernel, and growth is what the step holds. It takes time.
 _FOR_PEAKS = {VARIABLE: "", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.processes import ends_with_us
+from benchmarks.common.processes import end_as, ends_with_us
 from benchmarks.data_bound.arms import ARMS, MEMBERS, SWEEPS, UNIQUE
 from benchmarks.data_bound.losses import best_trial
 from synpro_engine.config import read_json, read_records
@@ -24,9 +24,9 @@ RECIPE = Path(__file__).with_name("recipe.yaml")
 
 
 def _synpro(*arguments: str | Path) -> None:
-    """Run a command of the engine, with its output shown. CalledProcessError where it fails."""
+    """Run a command of the engine, with its output shown. SystemExit where it fails."""
     command = [sys.executable, "-m", "synpro_engine", *map(str, arguments)]
-    subprocess.run(command, check=True, preexec_fn=ends_with_us())
+    end_as(subprocess.run(command, preexec_fn=ends_with_us()).returncode, f"`synpro {arguments[0]}`")
 
 
 def _run_of(place: Path, name: str, seed: int) -> Path:

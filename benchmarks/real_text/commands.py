@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.common.processes import ends_with_us
+from benchmarks.common.processes import end_as, ends_with_us
 from synpro_engine.config.errors import EXIT_STOPPED
 
 _SAVES_S = 120.0
@@ -28,7 +28,7 @@ class Commands:
     begun: float = field(default_factory=time.monotonic)
 
     def run(self, arguments: Sequence[str]) -> None:
-        """Run `synpro` with its output shown. OutOfTime at the limit, CalledProcessError where it fails."""
+        """Run `synpro` with its output shown. OutOfTime at the limit, SystemExit where it fails."""
         left = None if self.seconds is None else self.seconds - (time.monotonic() - self.begun)
         if left is not None and left <= 0:
             raise OutOfTime
@@ -50,5 +50,4 @@ class Commands:
                 raise
         if code == EXIT_STOPPED:  # a signal that both were sent
             raise OutOfTime
-        if code:
-            raise subprocess.CalledProcessError(code, command)
+        end_as(code, f"`synpro {arguments[0]}`")

@@ -1,5 +1,6 @@
 """What a benchmark starts ends with it, even where it is killed and can tell nobody."""
 
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks.common.processes import variables
 
-_SECONDS = 60.0
+_SECONDS = 240.0
 # What each starts, in place of Python: a program that says who it is and would stay.
 _STARTS = {
     "real_text": "from benchmarks.real_text.commands import Commands as C; run = lambda: C().run(['doctor'])",
@@ -35,6 +36,27 @@ def test_what_a_killed_benchmark_started_ends_with_it(name: str, tmp_path: Path)
         benchmark.kill()
         benchmark.wait()
     _wait(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize("name", ["real_text", "data_bound"])
+@pytest.mark.parametrize(("ends", "status", "killed"), [("exit 2", 2, False), ("kill -KILL $$", 1, True)])
+def test_a_benchmark_ends_as_the_command_that_it_started(
+    name: str, ends: str, status: int, killed: bool, tmp_path: Path
+) -> None:
+    fails = tmp_path / "fails"
+    fails.write_text(f"#!/bin/sh\n{ends}\n")
+    fails.chmod(0o755)
+    program = f"""
+import sys
+from synpro_engine.cli.ending import run_script
+{_STARTS[name]}
+sys.executable = {str(fails)!r}
+sys.exit(run_script(run))
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=variables({}), capture_output=True, text=True)
+    assert done.returncode == status
+    assert bool(re.search(r"^error: `synpro doctor` was ended by SIGKILL\n\Z", done.stderr, re.MULTILINE)) == killed
+    assert "Traceback" not in done.stderr
 
 
 def _wait(until: Callable[[], bool]) -> None:
