@@ -241,7 +241,10 @@ def _mean(values: Sequence[float]) -> str:
 
 def _arm_tokens(tokens: Any, name: str) -> str:
     found = next((arm for arm in tokens.arms if arm.name == name), None)
-    return MISSING if found is None else f"{count(found.organic + found.unique)} + {count(found.synthetic)}"
+    if found is None:
+        return MISSING
+    more = f" + {count(found.unique)} more of organic's kind" if found.unique else ""
+    return f"{count(found.organic)} + {count(found.synthetic)}{more}"
 
 
 def _label(axes: "Axes", unit: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from synpro_engine.report import (
+    ArmTokens,
     ComparedRun,
     Comparison,
     HeldOutLoss,
@@ -15,6 +16,7 @@ from synpro_engine.report import (
     render_comparison,
 )
 from synpro_engine.report.looks import legend_label
+from tests.report.conftest import ARMS
 from tests.report.test_page import Reader
 
 CONFIG = {"pretrain": {"global_batch": 8, "optimizer": {"lr": 0.001}}, "model": {"seq_len": 64}, "name": "x", "seed": 7}
@@ -47,6 +49,16 @@ def test_settings_that_are_alike_are_left_out_and_a_missing_one_is_a_dash(full_r
     assert settings["pretrain.optimizer.weight_decay"] == ("0.1", "–")
     # Differences behind what a cell shows count too.
     assert set(settings) == {f"pretrain.optimizer.{name}" for name in ("lr", "weight_decay", "note")}
+
+
+def test_what_an_oracle_reads_beyond_the_corpus_is_not_told_as_organic_text(full_report: ReportData) -> None:
+    assert full_report.tokens is not None
+    oracle = ArmTokens(name="oracle", organic=876_544, synthetic=0, unique=352_256)
+    with_it = dataclasses.replace(full_report.tokens, arms=(*full_report.tokens.arms, oracle))
+    data, _ = _page(of_run(full_report, "a"), of_run(dataclasses.replace(full_report, tokens=with_it), "b"))
+    found = dict(data.tokens)
+    assert found["oracle: organic + synthetic"] == ("–", "876,544 + 0 + 352,256 more of organic's kind")
+    assert found[f"{ARMS[0]}: organic + synthetic"] == ("876,544 + 352,256",) * 2
 
 
 def test_runs_of_one_tokenizer_are_compared_per_token_and_of_several_per_byte_alone(full_report: ReportData) -> None:
