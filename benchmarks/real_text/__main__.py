@@ -2,8 +2,8 @@
 
 `python -m benchmarks.real_text` trains what is missing, arm by arm, by the engine's own commands, and writes a record
 of each arm and seed; called again it goes on where it was, and with `--minutes` it stops in time. With `--only` several
-of it share a directory; `--join` helps another one to generate its texts. `--rates` measures how long all of it will
-take. `--from FILE --docs docs` renews docs/real-text.md from records alone.
+of it share a directory; `--join` helps another one to generate its texts. `--later` measures influence of texts where
+arms end, `--rates` how long all of it will take. `--from FILE --docs docs` renews docs/real-text.md from records alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks.common.command import command_line, picked
 from benchmarks.common.documents import renew
 from benchmarks.common.environment import ROOT, environment
 from benchmarks.common.records import read_lines, write_lines
+from benchmarks.real_text import later
 from benchmarks.real_text.commands import Commands, OutOfTime
 from benchmarks.real_text.outcome import records_of, theta_of
 from benchmarks.real_text.page import blocks, draw, told_elsewhere
@@ -52,14 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="help another process in --dir with the texts that it generates, and no more",
     )
+    parser.add_argument(
+        "--later",
+        action="store_true",
+        help="measure influence of two arms' texts at theta and where arms end, and do no more",
+    )
     parser.add_argument("--rates", action="store_true", help="measure how fast this machine is, and do no more")
     parser.add_argument(
         "--tuned", type=Path, action="append", metavar="FILE", help="records of data_bound, which tuned repetition"
     )
     parser.add_argument("--from", dest="given", type=Path, metavar="FILE", help="records to show, in place of runs")
     given = parser.parse_args(arguments)
-    if given.join and (given.rates or given.only):
-        parser.error("--join does no more than that; give it without --rates and --only")
+    alone = [f"--{name}" for name in ("join", "later", "rates", "only") if getattr(given, name)]
+    if len(alone) > 1:
+        parser.error(f"{' and '.join(alone)} are not of one call")
     output = given.given or given.output or given.dir / "records.jsonl"
     if given.given:
         _check_recipe(given.recipe, _settings_in(output), output)
@@ -69,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if given.join:
                 commands.run(study.join())
+            elif given.later:
+                for record in later.measure(study, {one["at"] for one in read_lines(output) if "at" in one}):
+                    _write(output, [record])
             elif given.rates:
                 _write(output, [measure(study, commands)])
             else:

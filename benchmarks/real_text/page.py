@@ -9,6 +9,7 @@ from benchmarks.common.multiples import interval, mean, on_record
 from benchmarks.common.tables import markdown
 from benchmarks.common.worth import Trained, curve_of, trained, worth
 from benchmarks.data_bound.losses import best, end
+from benchmarks.real_text.later import later
 from benchmarks.real_text.study import BASE, CURVES, SIZES, UNTUNED, UNTUNED_SIZES, expected
 from benchmarks.real_text.texts import Record, arm_names, cost, of_arm, texts, tuning
 from synpro_engine.cycle import Recipe
@@ -33,6 +34,7 @@ def blocks(records: Sequence[Record], recipe: Recipe) -> dict[str, str]:
         "curve": _curve(records),
         "texts": texts(records),
         "tuning": tuning(records),
+        "later": later(records),
         "cost": cost(records),
         "picture": _PICTURE if of_arm(records) else "",
     }

@@ -17,7 +17,7 @@ from synpro_engine.cycle import load_recipe
 
 TINY = RECIPE.with_name("tiny.yaml")
 ROOT = RECIPE.parents[2]
-NAMES = ("state", "size", "arms", "pairs", "worth", "curve", "texts", "tuning", "cost", "picture")
+NAMES = ("state", "size", "arms", "pairs", "worth", "curve", "texts", "tuning", "later", "cost", "picture")
 
 
 @pytest.fixture
@@ -161,6 +161,13 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         records += [_record(arm, seed, 4.5 - tokens / 800, tokens) for arm, tokens in sizes.items()]
         records += [_tuned(seed, 4.2), _record("placebo", seed, 4.3)]
+    of = {"value": 0.25, "low": 0.125, "high": 0.375}
+    kinds = ("sources", "prompted", "tuned")
+    records += [
+        {"bench": "real_text_later", "at": at, "slices": 9, "influence": dict.fromkeys(kinds, of), "difference": of,
+         "ranks": dict.fromkeys(kinds, rank)}
+        for at, rank in (("theta", 1.0), ("tuned", 0.5))
+    ]  # fmt: skip
     (tmp_path / "r.jsonl").write_text("".join(json_text(one) + "\n" for one in records))
     docs = _page(tmp_path)
     assert main(["--from", str(tmp_path / "r.jsonl"), "--docs", str(docs)]) == 0
@@ -178,6 +185,8 @@ def test_the_page_is_made_from_records_alone(tmp_path: Path) -> None:
     assert "| placebo | +0.100 | 0.100 to 0.100 |" in page and "| 6.000 |" in page
     assert "| tuned | 9 | 1,234 | +0.0020 |  | 40 | 0.500 | 0.250 |  |" in page
     assert "| tuned | rephrase | 24 | influence | +0.0100 | -0.0100 to +0.0300 |" in page
+    shown = " | ".join(["0.2500 (0.1250 to 0.3750)"] * 3 + ["+0.2500 (0.1250 to 0.3750)"])
+    assert f"| theta | {shown} | 1.00 | 1.00 |" in page and f"| the end of `tuned` | {shown} | 0.50 | 0.50 |" in page
     assert "| tuned | 1,000 | 2.0 | 10.0 | 1.0 |" in page and "(images/real_text.png)" in page
     assert (docs / "images" / "real_text.png").stat().st_size > 10_000
 
@@ -243,3 +252,11 @@ def test_a_tiny_study_goes_on_where_it_was_stopped_and_comes_to_its_end(tmp_path
     assert tuned["tuning"]["rephrase"]["steps"] == 2 and prompted["tuning"] == {}
     assert tuned["generated"]["rephrase"]["accepted"] and tuned["pool"]["round-1"]["rephrase"] > 0
     assert main(arguments) == 0 and read_lines(records) == found
+    assert main([*arguments, "--later"]) == 0
+    later = [one for one in read_lines(records) if one["bench"] == "real_text_later"]
+    assert [one["at"] for one in later] == ["theta", "oracle", "prompted", "tuned"]
+    assert set(later[0]["ranks"].values()) == {1.0} != set(later[1]["ranks"].values())
+    assert 0 < later[0]["slices"] <= tuned["generated"]["rephrase"]["accepted"]
+    means = {kind: one["value"] for kind, one in later[0]["influence"].items()}
+    assert later[0]["difference"]["value"] == pytest.approx(means["tuned"] - means["prompted"])
+    assert main([*arguments, "--later"]) == 0 and len(read_lines(records)) == len(found) + 4
