@@ -15,7 +15,7 @@ from synpro_engine.data import Batch
 from synpro_engine.train.metrics import flops_per_token, hardware_flops_per_token
 
 CPU_CASES = (
-    ("quickstart", ("pretrain.global_batch=16", "pretrain.micro_batch=16")),
+    ("quickstart", ()),
     (
         "quickstart",
         (
