@@ -47,6 +47,8 @@ def measure(study: Study, done: Collection[str], slices: int = _SLICES) -> Itera
 
     UserError where an arm is not at its end.
     """
+    if set(AT) <= set(done):
+        return
     recipe = study.recipe()
     graph, settings = looked_at(recipe, study.run), SettingsOf(recipe)
     ends = {THETA: PRETRAIN} | {arm: _end(graph, arm, recipe.seeds[0]) for arm in AT[1:]}
@@ -80,6 +82,8 @@ def _texts(graph: Graph, slices: int) -> dict[str, list[str]]:
             made.setdefault(arm, {}).setdefault(key, one.text)
             sources[key] = one.source
     both = [key for key in sources if all(key in of for of in made.values())]
+    if len(both) < 2:
+        raise UserError(f"{graph.directory}: {' and '.join(OF)} have not two slices in common")
     chosen = [both[n * len(both) // slices] for n in range(slices)] if len(both) > slices else both
     return {SOURCES: [sources[key] for key in chosen]} | {arm: [made[arm][key] for key in chosen] for arm in OF}
 
