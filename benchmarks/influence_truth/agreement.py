@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from benchmarks.common.rank_correlation import Floats, spearman
 from benchmarks.influence_truth.scores import walk_probe
 from benchmarks.influence_truth.setup import Setup
-from benchmarks.influence_truth.statistics import Floats, spearman
 from synpro_engine.config import UserError
 from synpro_engine.influence import (
     Direction,

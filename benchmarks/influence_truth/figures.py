@@ -12,10 +12,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks.common.rank_correlation import Rho, spearman
 from benchmarks.influence_truth.results import Results
 from benchmarks.influence_truth.scores import probe_name
 from benchmarks.influence_truth.standings import Standing
-from benchmarks.influence_truth.statistics import Rho, spearman
 from benchmarks.influence_truth.texts import KINDS
 
 matplotlib.use("Agg")

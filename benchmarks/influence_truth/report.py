@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common.documents import renew
+from benchmarks.common.rank_correlation import Rho
 from benchmarks.common.tables import markdown
 from benchmarks.influence_truth.figures import COLOURS, draw_sweep, draw_truth, paper
 from benchmarks.influence_truth.gradients import DEFAULT
 from benchmarks.influence_truth.results import Results
 from benchmarks.influence_truth.standings import Standing, differences, standings
-from benchmarks.influence_truth.statistics import Rho
 
 HEADINGS = (
     "estimator",

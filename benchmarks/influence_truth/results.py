@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common.rank_correlation import Floats
 from benchmarks.influence_truth.settings import TruthSettings
-from benchmarks.influence_truth.statistics import Floats
 from benchmarks.influence_truth.texts import KINDS, pool_of_groups
 from synpro_engine.config import UserError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.rank_correlation import Rho, rho, rho_difference, spearman
 from benchmarks.influence_truth.results import Results
-from benchmarks.influence_truth.statistics import Rho, rho, rho_difference, spearman
 from benchmarks.influence_truth.texts import NATURAL
 
 

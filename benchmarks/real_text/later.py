@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.multiples import mean
+from benchmarks.common.rank_correlation import spearman
 from benchmarks.common.tables import markdown
-from benchmarks.influence_truth.statistics import spearman
 from benchmarks.real_text.study import Study
 from synpro_engine.backend import platform
 from synpro_engine.config import UserError

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.multiples import interval, mean
+from benchmarks.common.rank_correlation import spearman
 from benchmarks.common.tables import markdown
 from benchmarks.common.worth import Trained, multiples
 from benchmarks.world.cost import costs
-from benchmarks.world.ranking_page import horizons, scores, spearman
+from benchmarks.world.ranking_page import horizons, scores
 from benchmarks.world.rephraser import ACTIONS
 from benchmarks.world.spread import told
 from benchmarks.world.study import COPIES, LEFT_OUT

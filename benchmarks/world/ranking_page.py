@@ -7,16 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.rank_correlation import spearman
 from benchmarks.common.tables import markdown
 from benchmarks.world.ranking import BASE, HORIZONS, NAMES
 
 Record = Mapping[str, Any]
 ByAction = dict[str, float]
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation; there are hardly ties among these."""
-    return float(np.corrcoef([np.argsort(np.argsort(values)) for values in (a, b)])[0, 1])
 
 
 def _gains(records: Sequence[Record]) -> dict[int, dict[int, ByAction]]:

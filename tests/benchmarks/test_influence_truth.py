@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common import rank_correlation
+from benchmarks.common.rank_correlation import rho, rho_difference, spearman
 from benchmarks.influence_truth import __main__ as program
-from benchmarks.influence_truth import statistics
 from benchmarks.influence_truth.exact import Steps
 from benchmarks.influence_truth.results import Results
 from benchmarks.influence_truth.settings import TruthSettings
 from benchmarks.influence_truth.setup import RowMeanLoss, Setup, set_up
 from benchmarks.influence_truth.standings import standings
-from benchmarks.influence_truth.statistics import rho, rho_difference, spearman
 from benchmarks.influence_truth.steps import Rewind, subset_plan
 from benchmarks.influence_truth.texts import KINDS, pool_of_groups
 from synpro_engine.config import UserError
@@ -146,7 +146,7 @@ def test_a_better_estimator_s_lead_has_an_interval_above_zero_and_two_alike_have
 def test_the_whole_path_runs_resumes_and_renews_the_documentation(
     settings: TruthSettings, setup: Setup, topology: Topology, work: Path, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    monkeypatch.setattr(rank_correlation, "RESAMPLES", 20)
     lines = program.run(settings, topology, work)
     log = work / program.LINES
     whole = log.read_bytes()
@@ -180,7 +180,7 @@ def test_the_whole_path_runs_resumes_and_renews_the_documentation(
 def test_steps_of_muon_are_predicted_and_shown_beside_adamw_s(
     settings: TruthSettings, topology: Topology, tmp_path: Path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    monkeypatch.setattr(rank_correlation, "RESAMPLES", 20)
     by_muon = settings.model_copy(update={"optimizer_name": "muon"})
     lines = program.run(by_muon, topology, tmp_path / "work")
     output = tmp_path / "lines.jsonl"
